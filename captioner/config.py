@@ -1,0 +1,215 @@
+"""Every setting there is, as frozen dataclasses with the defaults in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from captioner.errors import ConfigError
+
+Settings = TypeVar("Settings")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The pretrained CNN and how a picture enters it; fixed when features are made.
+
+    Args:
+        name: efficientnet_lite0/1/2, or a torchvision network such as resnet101.
+        weights: "default", "none" (random), a name of torchvision's enum, or a weights file.
+        resize: "squash" changes the shape to a square; "crop" keeps it and cuts the middle.
+        image_size: side of the square in pixels; 0 takes the size the network was trained at.
+        grid: cells along each side of the feature grid; 0 takes the network's own.
+    """
+
+    name: str = "efficientnet_lite2"
+    weights: str = "default"
+    resize: Literal["squash", "crop"] = "squash"
+    image_size: int = 0
+    grid: int = 0
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the decoder.
+
+    Args:
+        decoder: show_tell (no attention) or show_attend_tell (soft attention).
+        embed_dim: size E of a word embedding.
+        hidden_dim: size H of the LSTM.
+        attention_dim: size A of the attention space (show_attend_tell).
+        feature_dim: project features to this size first; 0 uses them as they are.
+        num_layers: stacked LSTM layers (show_tell).
+        dropout: on the features, the embeddings and the output layer.
+    """
+
+    decoder: Literal["show_tell", "show_attend_tell"] = "show_attend_tell"
+    embed_dim: int = 512
+    hidden_dim: int = 512
+    attention_dim: int = 512
+    feature_dim: int = 0
+    num_layers: int = 1
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check(self, "embed_dim hidden_dim attention_dim num_layers", lambda v: v >= 1, ">= 1")
+        _check(self, "feature_dim", lambda v: v >= 0, ">= 0")
+        _check(self, "dropout", lambda v: 0 <= v < 1, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How a decoder is trained.
+
+    Args:
+        epochs: passes over the training captions.
+        batch_images: pictures in a batch, each with all its captions.
+        captions_per_image: at most this many captions of a picture a batch; 0 takes all.
+        max_words: longer captions are cut.
+        optimizer: adam or adamw.
+        learning_rate: the highest rate.
+        weight_decay: of the optimizer.
+        warmup_steps: steps of linear rise to the learning rate.
+        schedule: constant, cosine (to zero over all epochs) or plateau (on validation CIDEr).
+        plateau_factor: factor on the rate when CIDEr stands still (plateau).
+        plateau_patience: epochs without a better CIDEr before that (plateau).
+        clip: bound on the gradient, 0 for none.
+        clip_by: norm (of all gradients together) or value (of each element).
+        detach_prob: probability of BLOCKING the gradient through h at a time step (h-detach).
+        detach_attention: also block it on the path h -> attention -> context -> LSTM.
+        detach_anneal: share of training, at its end, in which nothing is blocked.
+        label_smoothing: share of the target spread over all words.
+        scheduled_sampling: probability at the end of training of feeding the model's own word.
+        attention_penalty: weight of the doubly stochastic penalty (show_attend_tell).
+        mirror: use the mirrored features, if the data has them, half of the time.
+        average: decay of the running average of the weights that is validated and kept; 0 is off.
+        precision: float32, or bfloat16 for mixed precision (GPU).
+        seed: of weights, order, dropout and detach draws.
+        eval_beam_size: beam for the validation captions; 1 is greedy.
+        eval_images: validation pictures captioned each epoch; 0 takes all.
+        patience: epochs without a better validation CIDEr before training stops; 0 never stops.
+        save_steps: steps between saves of the training state inside an epoch.
+        device: auto, cpu, cuda, cuda:1, mps ...
+        threads: CPU threads; 0 leaves torch's choice.
+    """
+
+    epochs: int = 30
+    batch_images: int = 16
+    captions_per_image: int = 5
+    max_words: int = 20
+    optimizer: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 4e-4
+    weight_decay: float = 0.0
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine", "plateau"] = "constant"
+    plateau_factor: float = 0.5
+    plateau_patience: int = 2
+    clip: float = 5.0
+    clip_by: Literal["norm", "value"] = "norm"
+    detach_prob: float = 0.25
+    detach_attention: bool = False
+    detach_anneal: float = 0.0
+    label_smoothing: float = 0.0
+    scheduled_sampling: float = 0.0
+    attention_penalty: float = 1.0
+    mirror: bool = True
+    average: float = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 1
+    eval_beam_size: int = 1
+    eval_images: int = 0
+    patience: int = 0
+    save_steps: int = 200
+    device: str = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        _check(self, "epochs batch_images max_words eval_beam_size save_steps", lambda v: v >= 1,
+               ">= 1")
+        _check(self, "learning_rate", lambda v: v > 0, "> 0")
+        _check(self, "plateau_factor", lambda v: 0 < v < 1, "in (0, 1)")
+        _check(self, "captions_per_image warmup_steps plateau_patience clip weight_decay "
+               "attention_penalty eval_images patience threads", lambda v: v >= 0, ">= 0")
+        _check(self, "detach_prob detach_anneal scheduled_sampling", lambda v: 0 <= v <= 1,
+               "in [0, 1]")
+        _check(self, "label_smoothing average", lambda v: 0 <= v < 1, "in [0, 1)")
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """How a caption is searched.
+
+    Args:
+        beam_size: hypotheses kept a step; 1 is greedy.
+        max_words: a caption is cut here.
+        length_norm: a finished caption's score is its log-probability / length ** length_norm.
+        sample: draw captions instead of searching.
+        temperature: of the draw; below 1 is safer, above 1 more surprising.
+        top_k: draw from the k likeliest words only; 0 is off.
+        top_p: draw from the likeliest words that hold this probability together; 1 is off.
+        seed: of the draw.
+        captions: captions returned for each picture, best first.
+    """
+
+    beam_size: int = 5
+    max_words: int = 20
+    length_norm: float = 0.7
+    sample: bool = False
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    captions: int = 1
+
+    def __post_init__(self) -> None:
+        _check(self, "beam_size max_words captions", lambda v: v >= 1, ">= 1")
+        _check(self, "length_norm top_k", lambda v: v >= 0, ">= 0")
+        _check(self, "temperature", lambda v: v > 0, "> 0")
+        _check(self, "top_p", lambda v: 0 < v <= 1, "in (0, 1]")
+        if not self.sample and self.captions > self.beam_size:
+            raise ConfigError(
+                f"captions is {self.captions} but beam_size is {self.beam_size}: a beam search "
+                "gives at most one caption for each of its beams; raise beam_size or set sample"
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run: `captioner train --config FILE` reads this tree.
+
+    Args:
+        data: folder made by `python -m data_prep`.
+        out: folder for checkpoints, logs and the state to resume from.
+        resume: go on with the run in `out`.
+        model: shape of the decoder.
+        train: how it is trained.
+        decode: how it captions when nothing else is asked for; travels in the checkpoint.
+    """
+
+    data: str
+    out: str
+    resume: bool = False
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+
+def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
+    """Build settings of `kind` from a JSON object; raises ConfigError naming a bad key."""
+    known = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ConfigError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _check(settings: Any, names: str, holds: Any, bound: str) -> None:
+    for name in names.split():
+        value = getattr(settings, name)
+        if not holds(value):
+            raise ConfigError(f"{name} is {value}; it must be {bound}")

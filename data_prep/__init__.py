@@ -1,0 +1,1 @@
+"""Raw data sets -> data/<name>/: examples, vocabulary and CNN features, ready to train on."""

@@ -1,0 +1,223 @@
+"""Write one prepared data folder from records of pictures and captions."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from captioner.config import EncoderConfig
+from captioner.encoder import Encoder
+from captioner.errors import DataError
+from captioner.features import UNREADABLE, FeatureStore
+from captioner.images import open_image
+from captioner.vocabulary import UNK, Vocabulary, tokenize
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One picture of a raw data set, with its captions as they were written."""
+
+    key: str  # file name relative to the images folder; unique
+    path: Path
+    split: str
+    captions: tuple[str, ...]
+    image_id: int
+
+
+@dataclass
+class Report:
+    """What was found and what was left out; written as report.json."""
+
+    images: Counter[str] = field(default_factory=Counter)
+    captions: Counter[str] = field(default_factory=Counter)
+    words: int = 0
+    unknown_share: dict[str, float] = field(default_factory=dict)
+    feature_bytes: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
+    without_captions: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """The closing summary, one fact a line."""
+        lines = [
+            f"{split}: {self.images[split]:,} images, {self.captions[split]:,} captions, "
+            f"{self.unknown_share[split]:.2%} of the words unknown"
+            for split in SPLITS
+            if self.images[split]
+        ]
+        lines.append(f"vocabulary: {self.words:,} words (and 4 special tokens)")
+        lines.append(f"features: {self.feature_bytes / 1e6:,.1f} MB")
+        for what, names in (
+            ("pictures could not be read", list(self.unreadable)),
+            ("pictures have no caption", self.without_captions),
+        ):
+            if names:
+                some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+                lines.append(f"left out: {len(names):,} {what} ({some}); see report.json")
+        return lines + self.notes
+
+
+def build(
+    records: Sequence[Record],
+    out: Path,
+    encoder_config: EncoderConfig,
+    *,
+    min_count: int = 5,
+    mirror: bool = False,
+    batch_size: int = 16,
+    notes: Sequence[str] = (),
+) -> Report:
+    """Write examples.json, vocabulary.json, report.json and the feature store into `out`.
+
+    Can be interrupted at any moment and called again with the same arguments: pictures already
+    encoded are kept. Unreadable pictures and pictures without captions are left out and reported.
+    Raises DataError when nothing is left to train on or `out` cannot be written.
+    """
+    report = Report(notes=list(notes))
+    kept = _usable(records, report)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise DataError(f"cannot write to {out}: {error.strerror}; give another --out") from None
+    encoder = Encoder(encoder_config)
+    shape = (1 + mirror, encoder.cells, encoder.dim)
+    store = FeatureStore.create(out, [record.key for record in kept], shape, encoder_config)
+    _encode(kept, store, encoder, batch_size, report)
+    report.feature_bytes = store.values.nbytes
+
+    readable = [(row, record) for row, record in enumerate(kept) if store.state[row] != UNREADABLE]
+    training = [caption for _, r in readable if r.split == "train" for caption in r.captions]
+    if not training:
+        raise DataError("no readable picture with a caption is in the train split")
+    vocabulary = Vocabulary.build(training, min_count)
+    report.words = len(vocabulary) - 4
+    _count(readable, vocabulary, report)
+    vocabulary.save(out / "vocabulary.json")
+    _write_json(
+        out / "examples.json",
+        [
+            {
+                "image": record.key,
+                "image_id": record.image_id,
+                "split": record.split,
+                "row": row,
+                "captions": record.captions,
+            }
+            for row, record in readable
+        ],
+    )
+    _write_json(out / "report.json", report.__dict__)
+    return report
+
+
+def _usable(records: Sequence[Record], report: Report) -> list[Record]:
+    """Records with captions, each file once, each id once."""
+    kept: dict[str, Record] = {}
+    ids: dict[int, str] = {}
+    for record in records:
+        if not any(tokenize(caption) for caption in record.captions):
+            report.without_captions.append(record.key)
+            continue
+        if record.key in kept:
+            raise DataError(f"the captions name {record.key} twice, as two pictures")
+        if record.image_id in ids:
+            raise DataError(
+                f"image id {record.image_id} stands for {ids[record.image_id]} and {record.key}"
+            )
+        if record.split not in SPLITS:
+            raise DataError(
+                f"{record.key} is in split {record.split!r}; known are {', '.join(SPLITS)}"
+            )
+        kept[record.key] = record
+        ids[record.image_id] = record.key
+    if not kept:
+        raise DataError("no picture with a caption was found")
+    return list(kept.values())
+
+
+def _encode(
+    records: Sequence[Record],
+    store: FeatureStore,
+    encoder: Encoder,
+    batch_size: int,
+    report: Report,
+) -> None:
+    for row, record in enumerate(records):
+        if store.state[row] == UNREADABLE:
+            report.unreadable[record.key] = "found unreadable by an earlier run"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder.to(device)
+    pending = store.pending()
+    with tqdm(total=len(records), initial=len(records) - len(pending), unit="img",
+              desc="encoding", smoothing=0.1) as bar, torch.inference_mode():  # fmt: skip
+        for rows, pixels, failed in _batches(records, pending, encoder, batch_size):
+            for row, reason in failed.items():
+                store.mark_unreadable(row)
+                report.unreadable[records[row].key] = reason
+                log.warning("left out: %s", reason)
+            if rows:
+                batch = torch.stack(pixels).to(device)  # (B, 3, S, S)
+                views = [encoder(batch)]
+                if store.views == 2:
+                    views.append(encoder(batch.flip(-1)))
+                store.write(rows, torch.stack(views, 1).half().cpu().numpy())
+            bar.update(len(rows) + len(failed))
+
+
+def _batches(
+    records: Sequence[Record], pending: Sequence[int], encoder: Encoder, batch_size: int
+) -> Iterator[tuple[list[int], list[Tensor], dict[int, str]]]:
+    """Read and resize the next batch in threads while the CNN works on this one."""
+
+    def read(row: int) -> Tensor | str:
+        try:
+            return encoder.preprocess(open_image(records[row].path))
+        except DataError as error:
+            return str(error)
+
+    chunks = [pending[i : i + batch_size] for i in range(0, len(pending), batch_size)]
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(read, row) for row in chunks[0]] if chunks else []
+        for number, rows in enumerate(chunks):
+            results = [future.result() for future in waiting]
+            following = chunks[number + 1] if number + 1 < len(chunks) else []
+            waiting = [pool.submit(read, row) for row in following]
+            good = {row: r for row, r in zip(rows, results, strict=True) if isinstance(r, Tensor)}
+            failed = {row: r for row, r in zip(rows, results, strict=True) if isinstance(r, str)}
+            yield list(good), list(good.values()), failed
+
+
+def _count(
+    readable: Sequence[tuple[int, Record]], vocabulary: Vocabulary, report: Report
+) -> None:
+    words: Counter[str] = Counter()
+    unknown: Counter[str] = Counter()
+    for _, record in readable:
+        report.images[record.split] += 1
+        for caption in record.captions:
+            tokens = vocabulary.encode(caption)
+            report.captions[record.split] += bool(tokens)
+            words[record.split] += len(tokens)
+            unknown[record.split] += tokens.count(UNK)
+    report.unknown_share = {split: unknown[split] / words[split] for split in words}
+
+
+def _write_json(path: Path, value: object) -> None:
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(value, ensure_ascii=False, indent=1), "utf-8")
+    partial.replace(path)
