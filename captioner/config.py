@@ -121,7 +121,7 @@ class TrainConfig:
     eval_beam_size: int = 1
     eval_images: int = 0
     patience: int = 0
-    save_steps: int = 200
+    save_steps: int = 500
     device: str = "auto"
     threads: int = 0
 
@@ -182,7 +182,6 @@ class Config:
     Args:
         data: folder made by `python -m data_prep`.
         out: folder for checkpoints, logs and the state to resume from.
-        resume: go on with the run in `out`.
         model: shape of the decoder.
         train: how it is trained.
         decode: how it captions when nothing else is asked for; travels in the checkpoint.
@@ -190,7 +189,6 @@ class Config:
 
     data: str
     out: str
-    resume: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)

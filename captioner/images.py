@@ -10,7 +10,8 @@ from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+from PIL.Image import Transpose
 
 from captioner.errors import DataError
 
@@ -18,6 +19,23 @@ ImageSource: TypeAlias = "str | PathLike[str] | bytes | Image.Image | npt.NDArra
 
 MAX_PIXELS = 120_000_000  # the largest cameras; a decoded RGB picture of this size takes 360 MB
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+
+# Pillow knows more, but a picture of unknown origin must not reach, say, Ghostscript through EPS.
+FORMATS = (
+    "AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TIFF", "WEBP",
+)  # fmt: skip
+
+# What brings a picture upright, by the value of its EXIF tag Orientation.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Transpose.FLIP_LEFT_RIGHT,
+    3: Transpose.ROTATE_180,
+    4: Transpose.FLIP_TOP_BOTTOM,
+    5: Transpose.TRANSPOSE,
+    6: Transpose.ROTATE_270,
+    7: Transpose.TRANSVERSE,
+    8: Transpose.ROTATE_90,
+}
 
 
 def open_image(source: ImageSource) -> Image.Image:
@@ -34,7 +52,12 @@ def open_image(source: ImageSource) -> Image.Image:
         with warnings.catch_warnings():
             # Our own bound below is stricter than Pillow's warning and says what to do.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return _to_rgb(_decode(source, name), name)
+            if isinstance(source, Image.Image):
+                return _to_rgb(source, name)
+            if isinstance(source, np.ndarray):
+                return _to_rgb(Image.fromarray(_to_uint8(source, name)), name)
+            with _open(source, name) as image:
+                return _to_rgb(image, name)
     except DataError:
         raise
     except FileNotFoundError:
@@ -47,47 +70,52 @@ def open_image(source: ImageSource) -> Image.Image:
         raise DataError(_too_large(name)) from None
     except UnidentifiedImageError:
         raise DataError(f"{name} is not a picture in a known format") from None
-    except (OSError, SyntaxError, ValueError, EOFError, TypeError) as error:
-        # What Pillow raises for damaged files of its many formats.
-        raise DataError(f"{name} is damaged and cannot be read: {error}") from None
+    except Exception as error:
+        # Pillow's decoders raise nearly anything for damaged files: OSError, SyntaxError,
+        # ValueError, struct.error, RuntimeError ...
+        raise DataError(f"{name} cannot be read: {error}") from error
 
 
-def _decode(source: ImageSource, name: str) -> Image.Image:
-    if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, np.ndarray):
-        return Image.fromarray(_to_uint8(source, name))
-    if isinstance(source, bytes):
-        stream: io.BytesIO | Path = io.BytesIO(source)
-        empty = not source
-    else:
-        stream = Path(source)
-        empty = stream.stat().st_size == 0
+def _open(source: str | PathLike[str] | bytes, name: str) -> Image.Image:
+    """Read the header only; the pixels follow when they are asked for."""
+    stream = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
+    empty = not source if isinstance(stream, io.BytesIO) else stream.stat().st_size == 0
     if empty:
         raise DataError(f"{name} is empty (0 bytes)")
-    image = Image.open(stream)
-    if image.width * image.height > MAX_PIXELS:
-        image.close()
-        raise DataError(_too_large(name, image.size))
-    image.load()  # a file handle is not kept
-    return image
+    Image.init()  # fills Image.OPEN; an older Pillow lacks AVIF
+    return Image.open(stream, formats=[format for format in FORMATS if format in Image.OPEN])
 
 
 def _too_large(name: str, size: tuple[int, int] | None = None) -> str:
     declared = f"{size[0]} x {size[1]}" if size else "a size"
-    return f"{name} declares {declared} of more than {MAX_PIXELS // 10**6} million pixels; shrink it"
+    most = MAX_PIXELS // 10**6
+    return f"{name} declares {declared} of more than {most} million pixels; shrink it"
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(_too_large(name, image.size))
     if image.width == 0 or image.height == 0:
         raise DataError(f"{name} has no pixels")
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    turn = _UPRIGHT.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_to_uint8(np.asarray(image), name))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1, upright, where the EXIF data is damaged."""
+    try:
+        # ImageOps.exif_transpose would also write the EXIF data anew, and fail on odd ones.
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
 
 
 def _to_uint8(array: npt.NDArray[np.generic], name: str) -> npt.NDArray[np.uint8]:

@@ -1,0 +1,158 @@
+"""Save and load one self-sufficient checkpoint folder: weights, settings, words, model card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from captioner.config import DecodeConfig, EncoderConfig, ModelConfig, from_dict
+from captioner.decoder import Decoder, make_decoder
+from captioner.errors import CheckpointError, ConfigError, DataError
+from captioner.vocabulary import Vocabulary
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything needed to caption a picture; the frozen CNN is named, not stored."""
+
+    decoder: Decoder
+    model: ModelConfig
+    encoder: EncoderConfig
+    decode: DecodeConfig
+    vocabulary: Vocabulary
+    feature_dim: int  # D of the encoder's grid
+    grid: int  # cells along each side of the encoder's grid
+    trained: Mapping[str, Any] = field(default_factory=dict)  # settings and scores, for reading
+
+
+def save(checkpoint: Checkpoint, folder: Path, *, half: bool = False, card: str = "") -> None:
+    """Write the folder whole or not at all; `half` stores the weights in float16.
+
+    Raises CheckpointError when the folder cannot be written.
+    """
+    partial = folder.with_name(folder.name + ".part")
+    replaced = folder.with_name(folder.name + ".old")
+    weights = {
+        name: (value.half() if half else value).cpu().contiguous()
+        for name, value in checkpoint.decoder.state_dict().items()
+    }
+    settings = {
+        "format": FORMAT,
+        "encoder": asdict(checkpoint.encoder),
+        "model": asdict(checkpoint.model),
+        "decode": asdict(checkpoint.decode),
+        "feature_dim": checkpoint.feature_dim,
+        "grid": checkpoint.grid,
+        "trained": dict(checkpoint.trained),
+    }
+    try:
+        for leftover in (partial, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(weights, partial / "model.safetensors", {"format": "pt"})
+        (partial / "config.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+        checkpoint.vocabulary.save(partial / "vocabulary.json")
+        if card:
+            (partial / "README.md").write_text(card, "utf-8")
+        if folder.exists():
+            folder.rename(replaced)
+        partial.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except OSError as error:
+        raise CheckpointError(f"cannot write the checkpoint {folder}: {error.strerror}") from None
+
+
+def load(path: Path | str) -> Checkpoint:
+    """Read a checkpoint folder, or a Hugging Face Hub id such as `name/model`.
+
+    Raises CheckpointError when it is missing, incomplete, damaged or of another format.
+    """
+    folder = _find(path)
+    settings = _read_settings(folder)
+    try:
+        model = from_dict(ModelConfig, settings["model"], "model")
+        encoder = from_dict(EncoderConfig, settings["encoder"], "encoder")
+        decode = from_dict(DecodeConfig, settings["decode"], "decode")
+        vocabulary = Vocabulary.load(folder / "vocabulary.json")
+        decoder = make_decoder(model, len(vocabulary), int(settings["feature_dim"]))
+        weights = load_file(folder / "model.safetensors")
+        decoder.load_state_dict({name: value.float() for name, value in weights.items()})
+        grid, feature_dim = int(settings["grid"]), int(settings["feature_dim"])
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder} is incomplete: {error.filename} is missing") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder}/model.safetensors is damaged: {error}") from None
+    except (RuntimeError, KeyError, TypeError, ValueError, ConfigError, DataError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{folder} does not fit together: {reason}") from None
+    decoder.requires_grad_(False).eval()
+    trained = settings.get("trained", {})
+    return Checkpoint(decoder, model, encoder, decode, vocabulary, feature_dim, grid, trained)
+
+
+def _find(path: Path | str) -> Path:
+    folder = Path(path)
+    if (folder / "config.json").is_file():
+        return folder
+    if folder.exists():
+        raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.json")
+    parts = str(path).split("/")
+    if len(parts) == 2 and all(parts) and not parts[0].startswith((".", "~", "checkpoints", "runs")):
+        try:
+            from huggingface_hub import snapshot_download
+
+            return Path(snapshot_download(str(path)))
+        except Exception as error:  # the Hub's client raises many kinds, all meaning "not there"
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise CheckpointError(
+                f"no checkpoint at {path}, and the Hub did not give one: {reason}"
+            ) from None
+    raise CheckpointError(f"no checkpoint at {path}; train one or see checkpoints/README.md")
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    try:
+        settings = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if not isinstance(settings, dict) or "format" not in settings:
+        raise CheckpointError(f"{path} is not a captioner checkpoint's settings")
+    if settings["format"] != FORMAT:
+        raise CheckpointError(
+            f"{folder} has format {settings['format']}; this version of captioner reads {FORMAT}"
+        )
+    return settings
+
+
+def save_state(state: Mapping[str, Any], path: Path) -> None:
+    """Write training state atomically: an interruption leaves the one before."""
+    partial = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(dict(state), partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"cannot write the training state {path}: {error}") from None
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """Read what `save_state` wrote, without running any code from it."""
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"nothing to resume: no training state at {path}") from None
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError ... for damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(f"the training state {path} is damaged: {reason}") from None
+    return state

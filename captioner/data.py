@@ -1,0 +1,152 @@
+"""A prepared data folder as examples, and batches of pictures with all their captions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from captioner.errors import DataError
+from captioner.features import FeatureStore
+from captioner.vocabulary import BOS, EOS, Vocabulary, tokenize
+
+_SIDES = frozenset({"left", "right"})  # a caption with these is untrue of the mirrored picture
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture with its captions as text."""
+
+    image: str  # file name relative to the images folder
+    image_id: int
+    split: str
+    row: int  # in the feature store
+    captions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures and their captions, packed by time step, longest caption first."""
+
+    features: Tensor  # (B, L, D) float32
+    inputs: Tensor  # (tokens,) BOS w1 .. wn
+    targets: Tensor  # (tokens,) w1 .. wn EOS
+    batch_sizes: list[int]  # rows alive at each step
+    image: Tensor  # (rows,) picture of each row
+
+
+class CaptionDataset:
+    """One split of a prepared folder; raises DataError if something is missing or damaged."""
+
+    def __init__(self, folder: Path | str, split: str):
+        folder = Path(folder)
+        everything = _read_examples(folder)
+        self.vocabulary = Vocabulary.load(folder / "vocabulary.json")
+        self.store = FeatureStore(folder)
+        self.split = split
+        self.examples = [example for example in everything if example.split == split]
+        if not self.examples:
+            splits = sorted({example.split for example in everything})
+            raise DataError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
+        if max(example.row for example in self.examples) >= len(self.store.keys):
+            raise DataError(f"{folder}: examples.json names rows that the features lack; "
+                            "run data_prep again")  # fmt: skip
+        self.tokens: list[list[list[int]]] = []
+        self._sided: list[bool] = []
+        for example in self.examples:
+            encoded = [self.vocabulary.encode(caption) for caption in example.captions]
+            self.tokens.append([caption for caption in encoded if caption])
+            self._sided.append(
+                any(not _SIDES.isdisjoint(tokenize(caption)) for caption in example.captions)
+            )
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def features(self, indices: Sequence[int], mirrored: Sequence[bool] | None = None) -> Tensor:
+        """Features (B, L, D) in float32 of the examples at `indices`."""
+        picks = []
+        for position, index in enumerate(indices):
+            mirror = mirrored is not None and mirrored[position] and not self._sided[index]
+            view = 1 if mirror and self.store.views == 2 else 0
+            picks.append(torch.from_numpy(self.store.values[self.examples[index].row, view].copy()))
+        return torch.stack(picks).float()
+
+    def batches(
+        self,
+        batch_images: int,
+        *,
+        max_words: int,
+        captions_per_image: int = 0,
+        mirror: bool = False,
+        seed: int | None = None,
+        skip: int = 0,
+    ) -> Iterator[Batch]:
+        """All pictures once, shuffled by `seed` (None: in order), without the first `skip` batches.
+
+        The same seed gives the same batches, wherever one begins.
+        """
+        generator = torch.Generator().manual_seed(seed or 0)
+        order = list(range(len(self)))
+        if seed is not None:
+            order = torch.randperm(len(self), generator=generator).tolist()
+        flips = (torch.rand(len(self), generator=generator) < 0.5).tolist()
+        picks = torch.rand(len(self), generator=generator).tolist()
+        for start in range(skip * batch_images, len(order), batch_images):
+            indices = order[start : start + batch_images]
+            captions = []
+            for index in indices:
+                own = self.tokens[index]
+                if captions_per_image and len(own) > captions_per_image:
+                    first = int(picks[index] * len(own))  # a different window each epoch
+                    own = [own[(first + k) % len(own)] for k in range(captions_per_image)]
+                captions.append([caption[:max_words] for caption in own])
+            features = self.features(indices, [mirror and flips[index] for index in indices])
+            yield pack(features, captions)
+
+    def number_of_batches(self, batch_images: int) -> int:
+        """How many batches an epoch has."""
+        return -(-len(self) // batch_images)
+
+
+def pack(features: Tensor, captions: Sequence[Sequence[Sequence[int]]]) -> Batch:
+    """Pack the captions (picture, caption, token) of pictures with features (B, L, D)."""
+    rows = [(caption, image) for image, group in enumerate(captions) for caption in group]
+    rows.sort(key=lambda row: -len(row[0]))  # stable
+    lengths = [len(caption) + 1 for caption, _ in rows]
+    width = max(lengths)
+    batch_sizes = [0] * width
+    for length in lengths:
+        batch_sizes[length - 1] += 1
+    batch_sizes = list(accumulate(reversed(batch_sizes)))[::-1]
+    inputs = [(rows[r][0][t - 1] if t else BOS) for t, n in enumerate(batch_sizes) for r in range(n)]
+    targets = [
+        (rows[r][0][t] if t < lengths[r] - 1 else EOS)
+        for t, n in enumerate(batch_sizes)
+        for r in range(n)
+    ]
+    return Batch(
+        features=features,
+        inputs=torch.tensor(inputs),
+        targets=torch.tensor(targets),
+        batch_sizes=batch_sizes,
+        image=torch.tensor([image for _, image in rows]),
+    )
+
+
+def _read_examples(folder: Path) -> list[Example]:
+    path = folder / "examples.json"
+    try:
+        entries = json.loads(path.read_text("utf-8"))
+        return [Example(**{**entry, "captions": tuple(entry["captions"])}) for entry in entries]
+    except FileNotFoundError:
+        raise DataError(
+            f"no prepared data at {folder}; make it with `python -m data_prep` (see README)"
+        ) from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error}); run data_prep again") from None

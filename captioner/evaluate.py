@@ -1,0 +1,109 @@
+"""Caption a split of prepared data, score it, and write COCO result files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from captioner.checkpoint import Checkpoint
+from captioner.config import DecodeConfig
+from captioner.data import CaptionDataset
+from captioner.decoder import Decoder
+from captioner.errors import CheckpointError, DataError
+from captioner.metrics import METRICS, Scores, score
+from captioner.search import Hypothesis, search
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Captions of a split and what they scored."""
+
+    captions: dict[int, str]  # image id -> caption
+    scores: Scores
+
+
+def caption_split(
+    decoder: Decoder,
+    dataset: CaptionDataset,
+    decode: DecodeConfig,
+    *,
+    batch_images: int = 32,
+    limit: int = 0,
+    progress: bool = False,
+) -> dict[int, list[Hypothesis]]:
+    """Search captions for every picture of a split (the first `limit` if given), by image id."""
+    device = next(decoder.parameters()).device
+    training = decoder.training
+    decoder.eval()
+    found: dict[int, list[Hypothesis]] = {}
+    indices = range(limit or len(dataset))[: len(dataset)]
+    bar = tqdm(total=len(indices), unit="img", desc="captioning", disable=not progress)
+    with torch.inference_mode(), bar:
+        for start in range(0, len(indices), batch_images):
+            chosen = indices[start : start + batch_images]
+            memory, state = decoder.start(dataset.features(chosen).to(device))
+            results = search(partial(decoder.step, memory), state, decode)
+            for index, hypotheses in zip(chosen, results, strict=True):
+                found[dataset.examples[index].image_id] = hypotheses
+            bar.update(len(chosen))
+    decoder.train(training)
+    return found
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    data: Path | str,
+    split: str,
+    decode: DecodeConfig,
+    *,
+    metrics: Sequence[str] = METRICS,
+    limit: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Caption a split with a checkpoint and score the best caption of each picture.
+
+    Raises CheckpointError when the data's features come from another encoder than the checkpoint's,
+    DataError when a picture of the split has no reference.
+    """
+    dataset = CaptionDataset(data, split)
+    check_encoder(checkpoint, dataset)
+    found = caption_split(checkpoint.decoder, dataset, replace(decode, captions=1), limit=limit,
+                          progress=progress)  # fmt: skip
+    captions = {
+        image_id: " ".join(checkpoint.vocabulary.decode(hypotheses[0].tokens))
+        for image_id, hypotheses in found.items()
+    }
+    return Evaluation(captions, score(captions, references(dataset), metrics))
+
+
+def references(dataset: CaptionDataset) -> dict[int, list[str]]:
+    """The written captions of a split, by image id."""
+    return {example.image_id: list(example.captions) for example in dataset.examples}
+
+
+def check_encoder(checkpoint: Checkpoint, dataset: CaptionDataset) -> None:
+    """Raise CheckpointError unless the data's features are of the checkpoint's encoder."""
+    ours, theirs = checkpoint.encoder, dataset.store.encoder
+    if ours != theirs:
+        raise CheckpointError(
+            f"the checkpoint was trained on features of {ours}, but the data has features of "
+            f"{theirs}; prepare the data with the checkpoint's encoder"
+        )
+
+
+def write_results(captions: Mapping[int, str], path: Path) -> None:
+    """Write a COCO result file: [{"image_id": ..., "caption": ...}, ...]."""
+    results = [{"image_id": key, "caption": caption} for key, caption in captions.items()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial_path = path.with_name(path.name + ".part")
+        partial_path.write_text(json.dumps(results, ensure_ascii=False, indent=0) + "\n", "utf-8")
+        partial_path.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from None
