@@ -1,1 +1,52 @@
+"""Image captions from a pretrained CNN and an LSTM decoder trained with h-detach.
+
+    model = captioner.load("checkpoints/flickr8k")
+    print(model.caption("photo.jpg").text)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from captioner.errors import (
+    CaptionerError,
+    CheckpointError,
+    ConfigError,
+    DataError,
+    MetricError,
+)
+
+if TYPE_CHECKING:
+    from captioner.lstm import HDetachLSTM
+    from captioner.pipeline import Caption, Captioner, load
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Caption",
+    "Captioner",
+    "CaptionerError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "HDetachLSTM",
+    "MetricError",
+    "__version__",
+    "load",
+]
+
+_HOMES = {
+    "Caption": "captioner.pipeline",
+    "Captioner": "captioner.pipeline",
+    "HDetachLSTM": "captioner.lstm",
+    "load": "captioner.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch only when it is asked for, so that `captioner --help` is quick."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

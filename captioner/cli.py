@@ -174,7 +174,7 @@ def _caption(arguments: Sequence[str]) -> int:
     failures = 0
     for path in paths:
         try:
-            captions = captioner.search(path, decode)
+            captions = captioner.search([path], decode)[0]
         except DataError as error:  # one bad picture does not cost the others
             print(f"error: {error}", file=sys.stderr)
             failures += 1

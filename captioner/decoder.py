@@ -8,10 +8,11 @@ names its picture (`image`), so a picture's features are projected once for all 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
@@ -117,6 +118,36 @@ class ShowTell(nn.Module):
         return Memory(self.dropout(self.image(features.mean(1))))
 
 
+class _AdditiveScores(torch.autograd.Function):
+    """Scores (n, L) of additive attention, without a graph of (n, L, A) intermediates.
+
+    score . tanh(x) equals 2 score . sigmoid(2x) less a constant, which the softmax cancels, and
+    sigmoid is several times faster than tanh: keys (B, L, A), query (n, A) and score (A,) come
+    already doubled.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, keys: Tensor, query: Tensor, score: Tensor, image: Tensor
+    ) -> Tensor:
+        mixed = keys[image].add_(query.unsqueeze(1)).sigmoid_()  # (n, L, A)
+        ctx.save_for_backward(mixed, score, image)
+        ctx.pictures = len(keys)
+        return mixed @ score
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        mixed, score, image = ctx.saved_tensors
+        grad_score = grad.flatten() @ mixed.flatten(0, 1)
+        # sigmoid' = s - s^2; d score is multiplied last, on the sums.
+        slope = torch.addcmul(mixed, mixed, mixed, value=-1).mul_(grad.unsqueeze(-1))
+        grad_query = slope.sum(1) * score
+        grad_keys = slope.new_zeros(ctx.pictures, *slope.shape[1:])
+        grad_keys = grad_keys.index_add_(0, image, slope).mul_(score)
+        return grad_keys, grad_query, grad_score, None
+
+
 class ShowAttendTell(nn.Module):
     """Soft attention over the grid, gated context, deep output.
 
@@ -153,7 +184,7 @@ class ShowAttendTell(nn.Module):
         values = self.dropout(values)
         mean = values.mean(1)
         state = (self.init_h(mean).tanh(), self.init_c(mean).tanh())
-        return Memory(values, 2 * self.key(values)), state
+        return Memory(values, 2 * self.key(values)), state  # doubled for _AdditiveScores
 
     def step(
         self, memory: Memory, tokens: Tensor, state: State, image: Tensor
@@ -209,11 +240,14 @@ class ShowAttendTell(nn.Module):
     def _attend(self, memory: Memory, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Gated context z = beta * sum_i alpha_i a_i (n, D) and the attention alpha (n, L)."""
         assert memory.keys is not None
-        # score . tanh(x) = 2 score . sigmoid(2x) - a constant that the softmax cancels, and sigmoid
-        # is several times faster; the factor 2 of the keys is applied in `start`.
-        mixed = memory.keys[image].add_(2 * self.query(h).unsqueeze(1)).sigmoid_()  # (n, L, A)
-        attention = (mixed @ (2 * self.score)).softmax(-1)
-        context = torch.bmm(attention.unsqueeze(1), memory.values[image]).squeeze(1)
+        pictures, cells, _ = memory.values.shape
+        scores = _AdditiveScores.apply(memory.keys, 2 * self.query(h), 2 * self.score, image)
+        attention = scores.softmax(-1)
+        # One product with all pictures' cells, zeros for the pictures of other rows, is faster than
+        # a copy of the features for every row.
+        spread = attention.new_zeros(len(h), pictures, cells)
+        spread = spread.index_put((torch.arange(len(h), device=h.device), image), attention)
+        context = spread.flatten(1) @ memory.values.flatten(0, 1)  # (n, D)
         return self.gate(h).sigmoid() * context, attention
 
     def _word_gates(self, words: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
@@ -50,8 +51,8 @@ def open_image(source: ImageSource) -> Image.Image:
     name = str(source) if isinstance(source, str | PathLike) else "the picture"
     try:
         with warnings.catch_warnings():
-            # Our own bound below is stricter than Pillow's warning and says what to do.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            # Of many pixels (our own bound is stricter) and of odd metadata (they do not matter).
+            warnings.simplefilter("ignore")
             if isinstance(source, Image.Image):
                 return _to_rgb(source, name)
             if isinstance(source, np.ndarray):
@@ -135,3 +136,21 @@ def _to_uint8(array: npt.NDArray[np.generic], name: str) -> npt.NDArray[np.uint8
     else:
         scale = 1.0 if values.max() <= 255 else 255 / 65535
     return (values * scale).clip(0, 255).round().astype(np.uint8)
+
+
+def find_pictures(sources: Sequence[str | Path], recursive: bool = False) -> list[Path]:
+    """Picture files among `sources` and in the folders among them, folders in order of name.
+
+    Raises DataError for a path that does not exist. A file that is named is taken as it is; of a
+    folder only files with a picture's suffix.
+    """
+    found: list[Path] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            inside = source.rglob("*") if recursive else source.iterdir()
+            found += sorted(p for p in inside if p.suffix.lower() in SUFFIXES and p.is_file())
+        elif source.exists():
+            found.append(source)
+        else:
+            raise DataError(f"no picture or folder at {source}")
+    return found

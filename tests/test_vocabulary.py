@@ -1,0 +1,99 @@
+"""Captions become token ids and come back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from captioner.errors import DataError
+from captioner.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, Vocabulary, tokenize
+
+CAPTIONS = ["A dog runs.", "a dog sleeps", "A cat sleeps", "a bird"]
+
+
+@pytest.fixture
+def vocabulary() -> Vocabulary:
+    return Vocabulary.build(CAPTIONS, min_count=2)
+
+
+@pytest.mark.parametrize(
+    ("caption", "words"),
+    [
+        ("A dog, running!", ["a", "dog", "running"]),
+        ("The man's t-shirt isn't red.", ["the", "man's", "t-shirt", "isn't", "red"]),
+        ("  tabs\tand\nlines  ", ["tabs", "and", "lines"]),
+        ("Café naïve über 日本", ["café", "naïve", "über", "日本"]),
+        ("2 dogs & 3 cats", ["2", "dogs", "3", "cats"]),
+        ("'quoted' -dash- it''s", ["quoted", "dash", "it", "s"]),
+        ("...!? ", []),
+        ("", []),
+    ],
+)
+def test_a_caption_is_split_into_lower_case_words_without_punctuation(caption, words):
+    assert tokenize(caption) == words
+
+
+def test_words_are_ordered_by_frequency_and_then_by_letters(vocabulary):
+    assert vocabulary.words == (*SPECIAL, "a", "dog", "sleeps")
+
+
+def test_the_order_of_the_captions_does_not_matter(vocabulary):
+    assert Vocabulary.build(reversed(CAPTIONS), min_count=2) == vocabulary
+
+
+def test_words_rarer_than_min_count_are_unknown(vocabulary):
+    assert vocabulary.encode("A cat sleeps") == [4, UNK, 6]
+
+
+def test_a_caption_that_is_encoded_and_decoded_comes_back(vocabulary):
+    assert vocabulary.decode(vocabulary.encode("The DOG sleeps!")) == ["<unk>", "dog", "sleeps"]
+
+
+def test_decoding_stops_at_the_end_and_skips_padding(vocabulary):
+    assert vocabulary.decode([BOS, 4, PAD, 5, EOS, 6, 6]) == ["a", "dog"]
+
+
+def test_a_special_token_written_in_a_caption_is_an_ordinary_word(vocabulary):
+    assert vocabulary.encode("<end> <pad>") == [UNK, UNK]
+
+
+def test_no_captions_leave_the_special_tokens_alone():
+    assert Vocabulary.build([], 1).words == SPECIAL
+
+
+def test_a_saved_vocabulary_is_loaded_as_it_was(tmp_path):
+    vocabulary = Vocabulary.build(["Ein Café über dem See", "日本"], 1)
+    vocabulary.save(tmp_path / "vocabulary.json")
+    assert Vocabulary.load(tmp_path / "vocabulary.json") == vocabulary
+
+
+def test_a_missing_vocabulary_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"no vocabulary at .*words\.json"):
+        Vocabulary.load(tmp_path / "words.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("{", "is not JSON"),
+        ("", "is not JSON"),
+        ('{"a": 1}', "does not hold a list of words"),
+        ("[1, 2]", "does not hold a list of words"),
+        (json.dumps(["a", "b"]), "begins with <pad>"),
+        ("[]", "begins with <pad>"),
+        (json.dumps([*SPECIAL, "dog", "dog"]), "holds 'dog' twice"),
+    ],
+)
+def test_a_damaged_vocabulary_is_refused(tmp_path, content, complaint):
+    path = tmp_path / "vocabulary.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match=complaint):
+        Vocabulary.load(path)
+
+
+def test_a_vocabulary_that_is_not_text_is_refused(tmp_path):
+    path = tmp_path / "vocabulary.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="is not JSON"):
+        Vocabulary.load(path)
