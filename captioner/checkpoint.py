@@ -79,6 +79,9 @@ def load(path: Path | str) -> Checkpoint:
     """
     folder = _find(path)
     settings = _read_settings(folder)
+    for name in ("model.safetensors", "vocabulary.json"):
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} is incomplete: {name} is missing")
     try:
         model = from_dict(ModelConfig, settings["model"], "model")
         encoder = from_dict(EncoderConfig, settings["encoder"], "encoder")
@@ -88,8 +91,6 @@ def load(path: Path | str) -> Checkpoint:
         weights = load_file(folder / "model.safetensors")
         decoder.load_state_dict({name: value.float() for name, value in weights.items()})
         grid, feature_dim = int(settings["grid"]), int(settings["feature_dim"])
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{folder} is incomplete: {error.filename} is missing") from None
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder}/model.safetensors is damaged: {error}") from None
     except (RuntimeError, KeyError, TypeError, ValueError, ConfigError, DataError) as error:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -17,24 +18,14 @@ from tqdm import tqdm
 from captioner.config import EncoderConfig
 from captioner.encoder import Encoder
 from captioner.errors import DataError
-from captioner.features import UNREADABLE, FeatureStore
+from captioner.features import DONE, FeatureStore
 from captioner.images import open_image
-from captioner.vocabulary import UNK, Vocabulary, tokenize
+from captioner.vocabulary import SPECIAL, UNK, Vocabulary, tokenize
+from data_prep.records import SPLITS, Record
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class Record:
-    """One picture of a raw data set, with its captions as they were written."""
-
-    key: str  # file name relative to the images folder; unique
-    path: Path
-    split: str
-    captions: tuple[str, ...]
-    image_id: int
+WARNINGS = 10  # pictures left out that are named on the way; all are in report.json
 
 
 @dataclass
@@ -83,54 +74,65 @@ def build(
     """Write examples.json, vocabulary.json, report.json and the feature store into `out`.
 
     Can be interrupted at any moment and called again with the same arguments: pictures already
-    encoded are kept. Unreadable pictures and pictures without captions are left out and reported.
-    Raises DataError when nothing is left to train on or `out` cannot be written.
+    encoded are kept, unreadable ones are tried again. Unreadable pictures and pictures without
+    captions are left out and reported. Raises DataError when nothing is left to train on, `out`
+    cannot be written or its disk is full; ConfigError for an unusable encoder.
     """
     report = Report(notes=list(notes))
     kept = _usable(records, report)
+    _vocabulary(kept, min_count)  # what is wrong with it is better said before hours of encoding
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / ".writable").touch()
         (out / ".writable").unlink()
     except OSError as error:
         raise DataError(f"cannot write to {out}: {error.strerror}; give another --out") from None
+    if not (out / "features.json").exists() and not any(r.path.is_file() for r in kept):
+        raise DataError(
+            f"none of the {len(kept):,} pictures was found, for one {kept[0].path}; "
+            "give the folder that holds them as --images"
+        )
     encoder = Encoder(encoder_config)
     shape = (1 + mirror, encoder.cells, encoder.dim)
     store = FeatureStore.create(out, [record.key for record in kept], shape, encoder_config)
-    _encode(kept, store, encoder, batch_size, report)
-    report.feature_bytes = store.values.nbytes
+    try:
+        _encode(kept, store, encoder, batch_size, report)
+    except torch.OutOfMemoryError:
+        raise DataError(
+            f"the GPU has no room for {batch_size} pictures at once; give a smaller --batch-size"
+        ) from None
 
-    readable = [(row, record) for row, record in enumerate(kept) if store.state[row] != UNREADABLE]
-    training = [caption for _, r in readable if r.split == "train" for caption in r.captions]
-    if not training:
-        raise DataError("no readable picture with a caption is in the train split")
-    vocabulary = Vocabulary.build(training, min_count)
-    report.words = len(vocabulary) - 4
+    readable = [(row, record) for row, record in enumerate(kept) if store.state[row] == DONE]
+    vocabulary = _vocabulary([record for _, record in readable], min_count)
+    report.feature_bytes = store.values.nbytes
+    report.words = len(vocabulary) - len(SPECIAL)
     _count(readable, vocabulary, report)
-    vocabulary.save(out / "vocabulary.json")
-    _write_json(
-        out / "examples.json",
-        [
-            {
-                "image": record.key,
-                "image_id": record.image_id,
-                "split": record.split,
-                "row": row,
-                "captions": record.captions,
-            }
-            for row, record in readable
-        ],
-    )
-    _write_json(out / "report.json", report.__dict__)
+    examples = [
+        {
+            "image": record.key,
+            "image_id": record.image_id,
+            "split": record.split,
+            "row": row,
+            "captions": record.captions,
+        }
+        for row, record in readable
+    ]
+    try:
+        vocabulary.save(out / "vocabulary.json")
+        write_json(out / "report.json", vars(report))
+        write_json(out / "examples.json", examples)  # last: it makes the folder complete
+    except OSError as error:
+        raise DataError(f"cannot write to {out}: {error.strerror}") from None
     return report
 
 
 def _usable(records: Sequence[Record], report: Report) -> list[Record]:
-    """Records with captions, each file once, each id once."""
+    """Records with captions, each file once, each id once; captions without a word are dropped."""
     kept: dict[str, Record] = {}
     ids: dict[int, str] = {}
     for record in records:
-        if not any(tokenize(caption) for caption in record.captions):
+        captions = tuple(_clean(text) for text in record.captions if tokenize(text))
+        if not captions:
             report.without_captions.append(record.key)
             continue
         if record.key in kept:
@@ -143,11 +145,29 @@ def _usable(records: Sequence[Record], report: Report) -> list[Record]:
             raise DataError(
                 f"{record.key} is in split {record.split!r}; known are {', '.join(SPLITS)}"
             )
-        kept[record.key] = record
+        kept[record.key] = replace(record, captions=captions)
         ids[record.image_id] = record.key
     if not kept:
         raise DataError("no picture with a caption was found")
     return list(kept.values())
+
+
+def _clean(caption: str) -> str:
+    """One line of valid Unicode: the scorers pair captions by their lines."""
+    return " ".join(caption.split()).encode("utf-8", "replace").decode("utf-8")
+
+
+def _vocabulary(records: Sequence[Record], min_count: int) -> Vocabulary:
+    training = [caption for r in records if r.split == "train" for caption in r.captions]
+    if not training:
+        raise DataError("no readable picture with a caption is in the train split")
+    vocabulary = Vocabulary.build(training, min_count)
+    if len(vocabulary) == len(SPECIAL):
+        raise DataError(
+            f"no word occurs {min_count} times in the {len(training):,} training captions; "
+            "give a smaller --min-count"
+        )
+    return vocabulary
 
 
 def _encode(
@@ -157,9 +177,6 @@ def _encode(
     batch_size: int,
     report: Report,
 ) -> None:
-    for row, record in enumerate(records):
-        if store.state[row] == UNREADABLE:
-            report.unreadable[record.key] = "found unreadable by an earlier run"
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder.to(device)
     pending = store.pending()
@@ -169,7 +186,8 @@ def _encode(
             for row, reason in failed.items():
                 store.mark_unreadable(row)
                 report.unreadable[records[row].key] = reason
-                log.warning("left out: %s", reason)
+                if len(report.unreadable) <= WARNINGS:
+                    log.warning("left out: %s", reason)
             if rows:
                 batch = torch.stack(pixels).to(device)  # (B, 3, S, S)
                 views = [encoder(batch)]
@@ -191,7 +209,7 @@ def _batches(
             return str(error)
 
     chunks = [pending[i : i + batch_size] for i in range(0, len(pending), batch_size)]
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         waiting = [pool.submit(read, row) for row in chunks[0]] if chunks else []
         for number, rows in enumerate(chunks):
             results = [future.result() for future in waiting]
@@ -202,9 +220,7 @@ def _batches(
             yield list(good), list(good.values()), failed
 
 
-def _count(
-    readable: Sequence[tuple[int, Record]], vocabulary: Vocabulary, report: Report
-) -> None:
+def _count(readable: Sequence[tuple[int, Record]], vocabulary: Vocabulary, report: Report) -> None:
     words: Counter[str] = Counter()
     unknown: Counter[str] = Counter()
     for _, record in readable:
@@ -217,7 +233,9 @@ def _count(
     report.unknown_share = {split: unknown[split] / words[split] for split in words}
 
 
-def _write_json(path: Path, value: object) -> None:
+def write_json(path: Path, value: object) -> None:
     partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=1), "utf-8")
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    # A file name may hold bytes that are not UTF-8; written "\\udc80" they are JSON and come back.
+    partial.write_bytes(text.encode("utf-8", "backslashreplace"))
     partial.replace(path)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
-from data_prep.build import Record
+from data_prep.records import Record, read_json
 
 
 def read(dataset: Path, images: Path) -> list[Record]:
     """Records of a Karpathy JSON; COCO's `restval` is training data, as everybody uses it.
 
-    Captions of COCO lie in `filepath` folders (train2014, val2014) below `images`.
-    Raises DataError naming the entry and the key that is missing.
+    Pictures of COCO lie in `filepath` folders (train2014, val2014) below `images`.
+    Raises DataError naming the entry and what is wrong with it.
     """
     content = read_json(dataset)
     entries = content.get("images") if isinstance(content, dict) else None
@@ -23,26 +22,20 @@ def read(dataset: Path, images: Path) -> list[Record]:
     records = []
     for number, entry in enumerate(entries):
         try:
-            key = str(Path(entry.get("filepath", ""), entry["filename"]))
-            records.append(
-                Record(
-                    key=key,
-                    path=images / key,
-                    split="train" if entry["split"] == "restval" else entry["split"],
-                    captions=tuple(str(sentence["raw"]) for sentence in entry["sentences"]),
-                    image_id=int(entry.get("cocoid", entry.get("imgid", number))),
-                )
-            )
-        except (KeyError, TypeError, AttributeError) as error:
+            records.append(_record(entry, number, images))
+        except KeyError as error:
             raise DataError(f"{dataset}: entry {number} of 'images' lacks {error}") from None
+        except (TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{dataset}: entry {number} of 'images' is odd: {error}") from None
     return records
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; raises DataError when it is missing or broken."""
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"no file at {path}") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}") from None
+def _record(entry: dict[str, Any], number: int, images: Path) -> Record:
+    key = Path(entry.get("filepath") or "", entry["filename"]).as_posix()
+    return Record(
+        key=key,
+        path=images / key,
+        split="train" if entry["split"] == "restval" else str(entry["split"]),
+        captions=tuple(str(sentence["raw"]) for sentence in entry["sentences"]),
+        image_id=int(entry.get("cocoid", entry.get("imgid", number))),
+    )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +19,17 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data sets at {folder}; set CAPTIONER_TEST_DATA to their folder")
     return folder
+
+
+@pytest.fixture
+def paint() -> Callable[..., None]:
+    """A function (folder, *names) that writes small pictures, no two alike."""
+
+    def write_pictures(folder: Path, *names: str) -> None:
+        for number, name in enumerate(names):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
+
+    return write_pictures

@@ -105,7 +105,7 @@ def test_a_disk_that_fills_up_is_an_error_that_keeps_the_rest(tmp_path):
     store.write([0], random_features(1))
     (tmp_path / "features.f16").rename(tmp_path / "aside")
     (tmp_path / "features.f16").symlink_to("/dev/full")
-    with pytest.raises(DataError, match="No space left on device; .* goes on where it stopped"):
+    with pytest.raises(DataError, match=r"No space left on device; .* goes on where it stopped"):
         store.write([1], random_features(1))
     (tmp_path / "aside").replace(tmp_path / "features.f16")
     assert create(tmp_path).pending() == [1, 2, 3]
@@ -114,7 +114,7 @@ def test_a_disk_that_fills_up_is_an_error_that_keeps_the_rest(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="needs a path that cannot be a file")
 def test_a_store_that_cannot_be_created_says_so(tmp_path):
     (tmp_path / "features.f16").mkdir()
-    with pytest.raises(DataError, match="cannot write features to .*Is a directory"):
+    with pytest.raises(DataError, match=r"cannot write features to .*Is a directory"):
         create(tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_a_store_that_cannot_be_created_says_so(tmp_path):
 
 
 def test_a_folder_without_features_says_how_to_make_them(tmp_path):
-    with pytest.raises(DataError, match="no features at .*python -m data_prep"):
+    with pytest.raises(DataError, match=r"no features at .*python -m data_prep"):
         FeatureStore(tmp_path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import subprocess
@@ -201,7 +202,7 @@ def test_numbers_that_are_none_become_black():
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (8,), (2, 8, 8, 3), (0, 8, 3), (8, 8, 2)])
 def test_an_array_of_another_shape_is_refused(shape):
-    with pytest.raises(DataError, match="shape|no pixels"):
+    with pytest.raises(DataError, match=r"shape|no pixels"):
         open_image(np.zeros(shape, np.uint8))
 
 
@@ -228,7 +229,7 @@ def test_an_empty_file_is_reported_as_such(tmp_path):
 
 @pytest.mark.parametrize("content", [b"hello", b"\xff\xd8\xff", b"\0" * 1000, b"<svg></svg>"])
 def test_what_is_not_a_picture_is_refused(content):
-    with pytest.raises(DataError, match="not a picture|cannot be read"):
+    with pytest.raises(DataError, match=r"not a picture|cannot be read"):
         open_image(content)
 
 
@@ -275,10 +276,8 @@ def test_random_damage_raises_nothing_but_data_errors(kind):
         damaged = bytearray(whole)
         for place in rng.integers(0, len(whole), rng.integers(1, 8)):
             damaged[place] = rng.integers(256)
-        try:
+        with contextlib.suppress(DataError):
             assert open_image(bytes(damaged)).mode == "RGB"
-        except DataError as error:
-            assert str(error)
 
 
 def test_a_text_file_named_jpg_is_refused_with_its_name(tmp_path):

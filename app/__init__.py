@@ -1,0 +1,1 @@
+"""The web page: `python -m app`. Everything about models lies in captioner."""

@@ -1,0 +1,79 @@
+"""The command `python -m app`: load a checkpoint once and open the page on it."""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import captioner
+from captioner import CaptionerError, ConfigError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the page until it is stopped; returns the exit code."""
+    try:
+        args = _parser().parse_args(argv)
+        port = _free_port(args.host, args.port)
+        model = captioner.load(args.checkpoint)
+
+        from app.page import launch  # gradio takes seconds to import; a wrong option should not
+
+        page = launch(model, args.host, port, share=args.share)
+        print(f"the page is open at {page.local_url} (Ctrl-C ends it)", flush=True)
+        page.block_thread()
+    except CaptionerError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises ConfigError, one line, for wrong options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="python -m app",
+        description="Caption pictures in the browser, and see where each word looked.",
+    )
+    add = parser.add_argument
+    add("--checkpoint", default="checkpoints/flickr8k", metavar="DIR",
+        help="checkpoint folder or Hugging Face Hub id (%(default)s)")  # fmt: skip
+    add("--host", default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 lets other machines in (%(default)s)")  # fmt: skip
+    add("--port", type=_port, default=7860, metavar="N",
+        help="port to listen on; 0 takes any free one (%(default)s)")  # fmt: skip
+    add("--share", action="store_true",
+        help="also open a temporary public address, by a tunnel of Gradio's")  # fmt: skip
+    return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, a whole number up to 65535")
+    return int(text)
+
+
+def _free_port(host: str, port: int) -> int:
+    """The port itself, or any for 0; known before the slow part, with the system's own reason."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.create_server((host, port), family=family) as listener:
+            return int(listener.getsockname()[1])
+    except OSError as error:
+        reason = (error.strerror or str(error)).split(" (")[0].lower()
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {reason}; choose another --port or --host"
+        ) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The command `python -m data_prep karpathy|coco|csv|toy`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from captioner.config import EncoderConfig
+from captioner.errors import CaptionerError
+from data_prep import coco, csv_file, karpathy, toy
+from data_prep.build import build
+from data_prep.options import parser
+from data_prep.records import Record, hold_out
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    started = time.monotonic()
+    try:
+        args = parser().parse_args(argv)
+        encoder = EncoderConfig(
+            args.encoder, args.encoder_weights, args.resize, args.image_size, args.grid
+        )
+        with logging_redirect_tqdm():  # a warning does not tear the progress bar
+            report = build(
+                _records(args),
+                args.out,
+                encoder,
+                min_count=args.min_count,
+                mirror=args.mirror,
+                batch_size=args.batch_size,
+            )
+    except CaptionerError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
+        return 130
+    print(*report.lines(), sep="\n")
+    print(f"written to {args.out} in {time.monotonic() - started:,.0f} s")
+    return 0
+
+
+def _records(args: argparse.Namespace) -> list[Record]:
+    if args.command == "karpathy":
+        return karpathy.read(args.dataset, args.images)
+    if args.command == "toy":
+        drawn = toy.draw(args.out / "images", args.images, args.seed)
+        return hold_out(drawn, val_share=0.1, test_share=0.1, seed=args.seed)
+    if args.command == "coco":
+        records = coco.read(args.annotations, args.images, args.splits)
+    else:
+        records = csv_file.read(args.captions, args.images)
+    return hold_out(records, args.val_share, args.test_share, args.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

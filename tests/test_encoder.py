@@ -1,0 +1,107 @@
+"""Encoders: every family gives a grid, with its own size and normalisation."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from captioner.config import EncoderConfig
+from captioner.encoder import Encoder
+from captioner.errors import ConfigError
+
+FAMILIES = {  # name: (D, grid at 64 pixels)
+    "resnet18": (512, 2),
+    "densenet121": (1024, 2),
+    "efficientnet_b0": (1280, 2),
+    "convnext_tiny": (768, 2),
+    "mobilenet_v3_large": (960, 2),
+    "regnet_y_400mf": (440, 2),
+    "efficientnet_lite0": (1280, 2),
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_gives_a_grid_of_features(name):
+    encoder = Encoder(EncoderConfig(name, weights="none", image_size=64))
+    dim, grid = FAMILIES[name]
+    features = encoder(torch.zeros(2, 3, 64, 64))
+    assert features.shape == (2, grid * grid, dim)
+    assert (encoder.cells, encoder.dim, encoder.grid) == (grid * grid, dim, grid)
+
+
+def test_a_chosen_grid_is_pooled_to():
+    encoder = Encoder(EncoderConfig("resnet18", weights="none", image_size=96, grid=2))
+    assert encoder.cells == 4
+
+
+def test_cells_are_in_rows_from_the_top_left():
+    encoder = Encoder(EncoderConfig("efficientnet_lite0", image_size=128))
+    picture = np.full((128, 128, 3), 127, np.uint8)
+    changed = picture.copy()
+    changed[:40, 88:] = 255  # top right corner
+    pixels = [encoder.preprocess(Image.fromarray(array)) for array in (picture, changed)]
+    with torch.inference_mode():
+        plain, other = encoder(torch.stack(pixels))
+    moved = (plain - other).norm(dim=-1).view(encoder.grid, encoder.grid)
+    half = encoder.grid // 2
+    assert moved[:half, half:].sum() > 0.5 * moved.sum()
+
+
+def test_the_shipped_weights_know_a_cat_from_a_cup():
+    """The ImageNet features of two cats' pictures are nearer than those of a cat and a cup."""
+    from pathlib import Path
+
+    samples = Path(__file__).resolve().parents[1] / "checkpoints" / "samples"
+    encoder = Encoder(EncoderConfig("efficientnet_lite0"))
+    cat, cup = (Image.open(samples / name).convert("RGB") for name in ("chelsea.jpg", "coffee.jpg"))
+    other_cat = cat.crop((40, 20, 400, 290)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = torch.stack([encoder.preprocess(picture) for picture in (cat, other_cat, cup)])
+    with torch.inference_mode():
+        a, b, c = encoder(pixels).mean(1)
+    likeness = torch.nn.functional.cosine_similarity
+    assert likeness(a, b, dim=0) > likeness(a, c, dim=0) + 0.2
+
+
+def test_squash_keeps_the_whole_picture_and_crop_keeps_its_shape():
+    wide = np.zeros((60, 120, 3), np.uint8)
+    wide[:, :24] = 255  # a fifth, at the left
+    picture = Image.fromarray(wide)
+    squash = Encoder(EncoderConfig("resnet18", weights="none", image_size=64))
+    crop = Encoder(EncoderConfig("resnet18", weights="none", image_size=64, resize="crop"))
+    assert squash.preprocess(picture).float().mean() == pytest.approx(255 / 5, rel=0.05)
+    assert crop.preprocess(picture).float().mean() == 0
+
+
+def test_batch_statistics_never_change():
+    encoder = Encoder(EncoderConfig("resnet18", weights="none", image_size=64)).train()
+    assert not any(module.training for module in encoder.body.modules())
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+
+
+def test_weights_can_come_from_a_file(tmp_path):
+    from torchvision.models import resnet18
+
+    torch.manual_seed(3)
+    network = resnet18()
+    torch.save(network.state_dict(), tmp_path / "weights.pth")
+    encoder = Encoder(EncoderConfig("resnet18", str(tmp_path / "weights.pth"), image_size=64))
+    assert torch.equal(next(encoder.body.parameters()), next(network.parameters()))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "message"),
+    [
+        ("resnet_18", "none", "no encoder 'resnet_18'; choose from efficientnet_lite0"),
+        ("resnet18", "nowhere.pth", "IMAGENET1K_V1"),
+        ("efficientnet_lite0", "nowhere.pth", "no encoder weights at nowhere.pth"),
+    ],
+)
+def test_a_wrong_name_or_file_is_named_with_the_choices(name, weights, message):
+    with pytest.raises(ConfigError, match=message):
+        Encoder(EncoderConfig(name, weights))
+
+
+def test_a_damaged_weights_file_is_named(tmp_path):
+    (tmp_path / "bad.pth").write_bytes(b"nothing")
+    with pytest.raises(ConfigError, match="does not hold weights"):
+        Encoder(EncoderConfig("resnet18", str(tmp_path / "bad.pth")))

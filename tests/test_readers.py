@@ -1,0 +1,288 @@
+"""Raw data sets of each kind become records; odd files are refused with the place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from captioner.errors import ConfigError, DataError
+from data_prep import coco, csv_file, karpathy
+from data_prep.records import Record, hold_out
+
+
+def write(path: Path, content: object) -> Path:
+    path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    return path
+
+
+# --- Karpathy's files ------------------------------------------------------------------------
+
+
+def karpathy_entry(**changed: object) -> dict[str, object]:
+    entry = {
+        "filepath": "val2014",
+        "filename": "COCO_val2014_000000000042.jpg",
+        "cocoid": 42,
+        "split": "restval",
+        "sentences": [{"raw": "A dog."}, {"raw": "Ein Café"}],
+    }
+    return {key: value for key, value in (entry | changed).items() if value is not None}
+
+
+def test_a_karpathy_file_gives_paths_ids_splits_and_captions(tmp_path):
+    path = write(tmp_path / "dataset_coco.json", {"images": [karpathy_entry()]})
+    assert karpathy.read(path, Path("coco")) == [
+        Record(
+            key="val2014/COCO_val2014_000000000042.jpg",
+            path=Path("coco/val2014/COCO_val2014_000000000042.jpg"),
+            split="train",
+            captions=("A dog.", "Ein Café"),
+            image_id=42,
+        )
+    ]
+
+
+def test_without_cocoid_a_karpathy_picture_has_its_imgid(tmp_path):
+    entry = karpathy_entry(cocoid=None, filepath=None, imgid=7, filename="a.jpg")
+    (record,) = karpathy.read(write(tmp_path / "d.json", {"images": [entry]}), Path("i"))
+    assert (record.image_id, record.key) == (7, "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({"images": [karpathy_entry(filename=None)]}, "entry 0 of 'images' lacks 'filename'"),
+        ({"images": [karpathy_entry(), {}]}, "entry 1 of 'images' lacks 'filename'"),
+        ({"images": [karpathy_entry(sentences=[{}])]}, "lacks 'raw'"),
+        ({"images": [karpathy_entry(sentences=5)]}, "entry 0 of 'images' is odd"),
+        ({"images": [karpathy_entry(cocoid="x")]}, "entry 0 of 'images' is odd"),
+        ({"images": ["a.jpg"]}, "entry 0 of 'images' is odd"),
+        ({"annotations": []}, "no list 'images'"),
+        ([], "no list 'images'"),
+        ("{", "is not JSON"),
+        ("", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+    ],
+)
+def test_an_odd_karpathy_file_is_refused_with_the_place(tmp_path, content, complaint):
+    with pytest.raises(DataError, match=complaint):
+        karpathy.read(write(tmp_path / "d.json", content), tmp_path)
+
+
+def test_a_missing_captions_file_a_folder_and_one_that_is_not_text_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"no file at .*nowhere\.json"):
+        karpathy.read(tmp_path / "nowhere.json", tmp_path)
+    with pytest.raises(DataError, match="is a folder"):
+        karpathy.read(tmp_path, tmp_path)
+    (tmp_path / "latin1.json").write_bytes('{"images": "Café"}'.encode("latin1"))
+    with pytest.raises(DataError, match="is not UTF-8 text"):
+        karpathy.read(tmp_path / "latin1.json", tmp_path)
+
+
+# --- COCO's files ----------------------------------------------------------------------------
+
+
+def coco_file(path: Path, *images: tuple[int, str], captions: int = 2) -> Path:
+    return write(
+        path,
+        {
+            "images": [{"id": number, "file_name": name} for number, name in images],
+            "annotations": [
+                {"image_id": number, "id": 10 * number + k, "caption": f"caption {k}"}
+                for k in range(captions)
+                for number, _ in images
+            ],
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "key"), [("coco", "train2017/1.png"), ("coco/train2017", "1.png")]
+)
+def test_coco_pictures_are_found_in_the_folder_or_below_its_parent(tmp_path, folder, key, paint):
+    paint(tmp_path / "coco/train2017", "1.png")
+    path = coco_file(tmp_path / "captions_train2017.json", (9, "1.png"))
+    (record,) = coco.read([path], tmp_path / folder)
+    assert (record.key, record.image_id, record.split) == (key, 9, "train")
+    assert record.captions == ("caption 0", "caption 1")
+    assert record.path.is_file()
+
+
+@pytest.fixture
+def two_coco_files(paint, tmp_path) -> list[Path]:
+    paint(tmp_path, "train2017/1.png", "val2017/2.png")
+    return [
+        coco_file(tmp_path / "captions_train2017.json", (1, "1.png")),
+        coco_file(tmp_path / "captions_val2017.json", (2, "2.png")),
+    ]
+
+
+def test_several_coco_files_have_the_splits_of_their_names(tmp_path, two_coco_files):
+    found = coco.read(two_coco_files, tmp_path)
+    assert [record.split for record in found] == ["train", "val"]
+
+
+def test_a_single_coco_file_is_for_training_whatever_its_name(tmp_path, two_coco_files):
+    (record,) = coco.read(two_coco_files[1:], tmp_path)
+    assert record.split == "train"
+
+
+def test_the_splits_of_coco_files_can_be_given(tmp_path, two_coco_files):
+    found = coco.read(two_coco_files, tmp_path, ["test", "train"])
+    assert [record.split for record in found] == ["test", "train"]
+    with pytest.raises(ConfigError, match="1 names for 2 annotation files"):
+        coco.read(two_coco_files, tmp_path, ["train"])
+
+
+def test_coco_captions_of_a_picture_that_is_not_listed_are_reported(tmp_path, caplog, paint):
+    path = coco_file(tmp_path / "captions.json", (1, "1.png"), (2, "2.png"))
+    content = json.loads(path.read_text())
+    del content["images"][1]
+    paint(tmp_path, "1.png")
+    (record,) = coco.read([write(path, content)], tmp_path)
+    assert record.image_id == 1
+    assert "the captions of 1 images that it does not list" in caplog.text
+
+
+def test_a_coco_file_none_of_whose_pictures_is_found_is_refused(tmp_path):
+    path = coco_file(tmp_path / "captions_val2017.json", (1, "1.png"))
+    with pytest.raises(DataError, match=r"no picture of .*captions_val2017\.json is in .*--images"):
+        coco.read([path], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ({"images": [], "annotations": [{"image_id": 1, "bbox": []}]}, "lacks 'caption'; is it"),
+        ({"images": [{"id": 1}], "annotations": []}, "entry 0 of 'images' lacks 'file_name'"),
+        ({"images": [{"id": "x", "file_name": "a"}], "annotations": []}, "'images' is odd"),
+        ({"images": [], "annotations": [3]}, "entry 0 of 'annotations' is odd"),
+        ({"images": []}, "no list 'annotations'"),
+        ({"images": {}, "annotations": []}, "no list 'images'"),
+        ([1], "no list 'annotations'"),
+    ],
+)
+def test_an_odd_coco_file_is_refused_with_the_place(tmp_path, content, complaint):
+    with pytest.raises(DataError, match=complaint):
+        coco.read([write(tmp_path / "c.json", content)], tmp_path)
+
+
+@pytest.mark.parametrize("images", [".", "train2017"])
+def test_the_real_coco_photographs_are_read(shared_data, images):
+    folder = shared_data / "coco_mini"
+    if not folder.is_dir():
+        pytest.skip(f"no photographs at {folder}")
+    found = coco.read([folder / "annotations/captions_train2017.json"], folder / images)
+    assert len(found) == 130
+    first = next(record for record in found if record.image_id == 790)
+    assert first.path.samefile(folder / "train2017/000000000790.jpg")
+    assert "a family is sitting down at a table to have cake" in first.captions
+    assert all(len(record.captions) >= 5 for record in found)
+
+
+# --- files with a line for each caption ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'image,caption\na.jpg,A dog\nb.jpg,"A cat, asleep"\na.jpg,"The ""big"" dog"\n',
+        '\ufeffimage,caption\r\na.jpg,A dog\r\nb.jpg,"A cat, asleep"\r\n'
+        'a.jpg,"The ""big"" dog"\r\n',
+        'a.jpg,A dog\n\nb.jpg,A cat, asleep\n"a.jpg","The ""big"" dog"',
+        "caption,image\nA dog,a.jpg\n\"A cat, asleep\",b.jpg\n\"The \"\"big\"\" dog\",a.jpg\n",
+        'a.jpg#0\tA dog\nb.jpg#0\tA cat, asleep\na.jpg#1\tThe "big" dog\n',
+        'file_name\ttext\na.jpg\tA dog\nb.jpg\tA cat, asleep\na.jpg\tThe "big" dog\n',
+        'image_name| comment_number| comment\na.jpg| 0| A dog\nb.jpg| 0| A cat, asleep\n'
+        'a.jpg| 1| The "big" dog\n',
+        '{"file_name": "a.jpg", "text": ["A dog", "The \\"big\\" dog"]}\n\n'
+        '{"file_name": "b.jpg", "text": "A cat, asleep"}\n',
+        '{"image": "a.jpg", "caption": "A dog", "more": 1}\n'
+        '{"image": "b.jpg", "caption": "A cat, asleep"}\n'
+        '{"image": "a.jpg", "caption": "The \\"big\\" dog"}',
+    ],
+    ids=["header", "bom", "bare", "swapped", "flickr", "tab", "flickr30k", "jsonl", "jsonl-split"],
+)  # fmt: skip
+def test_each_way_to_write_a_captions_file_gives_the_same_records(tmp_path, text):
+    path = tmp_path / "captions.txt"
+    path.write_bytes(text.encode())
+    first, second = csv_file.read(path, tmp_path)
+    assert (first.key, first.image_id, first.path) == ("a.jpg", 0, tmp_path / "a.jpg")
+    assert [caption.strip() for caption in first.captions] == ["A dog", 'The "big" dog']
+    assert (second.key, second.image_id, second.split) == ("b.jpg", 1, "train")
+    assert [caption.strip() for caption in second.captions] == ["A cat, asleep"]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    ["b.jpg", "b.jpg,", ',"A cat"', "b.jpg,  "],
+    ids=["bare", "empty", "nameless", "blank"],
+)
+def test_a_line_without_a_picture_or_a_caption_is_reported_and_left_out(tmp_path, odd, caplog):
+    path = write(tmp_path / "c.csv", f"image,caption\na.jpg,A dog\n{odd}\n")
+    (record,) = csv_file.read(path, tmp_path)
+    assert record.captions == ("A dog",)
+    assert "left out: line 3 of" in caplog.text
+
+
+def test_json_lines_without_a_caption_are_reported_and_left_out(tmp_path, caplog):
+    text = '{"file_name": "a", "text": "A dog"}\n{"file_name": "b"}\n{"file_name": "c", "text": 3}'
+    (record,) = csv_file.read(write(tmp_path / "c.jsonl", text), tmp_path)
+    assert record.key == "a"
+    assert "line 2" in caplog.text
+    assert "line 3" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "holds no captions; expected lines such as"),
+        ("image,caption\n", "holds no captions"),
+        ("image,title\na.jpg,A dog\n", "line 1: the columns are image, title; one must be caption"),
+        ('a.jpg,"A dog\nb.jpg,A cat\n', "line 2: unexpected end of data"),
+        ('{"file_name": "a.jpg", "text": "A dog"}\n{"file_name"', "line 2: "),
+        ('{"file_name": "a.jpg", "text": "A dog"}\n[1]', "line 2: expected a JSON object"),
+    ],
+)
+def test_an_odd_captions_file_is_refused_with_the_line(tmp_path, text, complaint):
+    with pytest.raises(DataError, match=complaint):
+        csv_file.read(write(tmp_path / "c.txt", text), tmp_path)
+
+
+# --- splits ----------------------------------------------------------------------------------
+
+
+def splits_of(found: list[Record]) -> dict[str, list[str]]:
+    return {
+        split: [record.key for record in found if record.split == split]
+        for split in ("train", "val", "test")
+    }
+
+
+def unpainted(count: int, split: str = "train") -> list[Record]:
+    return [Record(f"{split}{n:03d}", Path("x"), split, ("a",), n) for n in range(count)]
+
+
+def test_a_share_is_held_out_by_seed_in_whatever_order_the_pictures_come():
+    pictures = unpainted(100)
+    found = splits_of(hold_out(pictures, 0.2, 0.1, seed=3))
+    assert [len(keys) for keys in found.values()] == [70, 20, 10]
+    again = splits_of(hold_out(pictures[::-1], 0.2, 0.1, seed=3))
+    assert {split: keys[::-1] for split, keys in again.items()} == found
+    assert splits_of(hold_out(pictures, 0.2, 0.1, seed=4)) != found
+
+
+def test_by_default_a_tenth_is_held_out_unless_there_are_validation_pictures():
+    assert len(splits_of(hold_out(unpainted(50)))["val"]) == 5
+    given = [*unpainted(50), *unpainted(3, "val")]
+    assert hold_out(given) == given
+
+
+def test_a_share_takes_at_least_one_picture_but_never_the_last():
+    assert [len(k) for k in splits_of(hold_out(unpainted(3), 0.01, 0.01)).values()] == [1, 1, 1]
+    assert [len(k) for k in splits_of(hold_out(unpainted(2), 0.5, 0.4)).values()] == [1, 1, 0]
+    assert [len(k) for k in splits_of(hold_out(unpainted(1))).values()] == [1, 0, 0]
+    with pytest.raises(ConfigError, match="leave nothing to train on"):
+        hold_out(unpainted(9), 0.6, 0.4)

@@ -1,0 +1,122 @@
+"""Search over hand-made tables of probabilities."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from captioner.config import DecodeConfig
+from captioner.errors import ConfigError
+from captioner.search import beam_search, sample, search
+from captioner.vocabulary import BOS, EOS, UNK
+
+A, B, C = 4, 5, 6
+V = 7
+PLAIN = DecodeConfig(beam_size=1, length_norm=0.0, max_words=5)
+
+
+def table(*chances):
+    """A `step` that knows the next word from the last one: {last: {next: probability}}."""
+    logits = torch.full((len(chances), V, V), -30.0)
+    for picture, rows in enumerate(chances):
+        for last, following in rows.items():
+            for word, chance in following.items():
+                logits[picture, last, word] = torch.tensor(chance).log()
+
+    def step(tokens, state, image):
+        (count,) = state
+        looked = torch.nn.functional.one_hot(tokens, V).float()
+        return logits[image, tokens], (count + 1,), looked
+
+    return step, (torch.zeros(len(chances)),)
+
+
+# Greedy takes A (0.6) and then can only do badly; the best caption starts with B.
+TRAP = {BOS: {A: 0.6, B: 0.4}, A: {C: 0.5, EOS: 0.5}, B: {EOS: 1.0}, C: {EOS: 0.5, C: 0.5}}
+EASY = {BOS: {C: 0.9, B: 0.1}, C: {A: 0.9, EOS: 0.1}, A: {EOS: 1.0}, B: {EOS: 1.0}}
+
+
+def test_beam_finds_what_greedy_misses():
+    greedy = beam_search(*table(TRAP), replace(PLAIN, beam_size=1))[0][0]
+    beam = beam_search(*table(TRAP), replace(PLAIN, beam_size=2))[0][0]
+    assert greedy.tokens[0] == A
+    assert beam.tokens == [B]
+    assert beam.log_prob == pytest.approx(torch.tensor(0.4).log().item(), abs=1e-4)
+    assert beam.log_prob > greedy.log_prob
+
+
+def test_pictures_of_a_batch_get_what_they_get_alone():
+    together = beam_search(*table(TRAP, EASY), replace(PLAIN, beam_size=3))
+    for picture, rows in enumerate((TRAP, EASY)):
+        alone = beam_search(*table(rows), replace(PLAIN, beam_size=3))[0]
+        assert [h.tokens for h in together[picture]] == [h.tokens for h in alone]
+        assert [h.score for h in together[picture]] == pytest.approx([h.score for h in alone])
+
+
+def test_captions_come_best_first_and_differ():
+    found = beam_search(*table(EASY), replace(PLAIN, beam_size=3))[0]
+    assert found[0].tokens == [C, A]
+    assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
+    assert len({tuple(h.tokens) for h in found}) == len(found)
+
+
+def test_a_wide_beam_finds_the_best_of_all_captions_in_their_order():
+    wide = beam_search(*table(TRAP), replace(PLAIN, beam_size=6))[0]
+    chances = {(B,): 0.4, (A,): 0.3, (A, C): 0.15}
+    for found, (words, chance) in zip(wide, chances.items(), strict=False):
+        assert found.tokens == list(words)
+        assert found.log_prob == pytest.approx(torch.tensor(chance).log().item(), abs=1e-4)
+
+
+def test_a_caption_that_never_ends_is_cut_and_still_given():
+    endless = {BOS: {A: 1.0}, A: {B: 1.0}, B: {A: 1.0}}
+    for beams in (1, 3):
+        best = beam_search(*table(endless), replace(PLAIN, beam_size=beams))[0][0]
+        assert best.tokens == [A, B, A, B, A]
+
+
+def test_length_norm_prefers_the_longer_of_two_likely_captions():
+    rows = {BOS: {A: 0.5, B: 0.5}, A: {EOS: 1.0}, B: {C: 0.9}, C: {EOS: 1.0}}
+    short = beam_search(*table(rows), replace(PLAIN, beam_size=2))[0][0]
+    long = beam_search(*table(rows), replace(PLAIN, beam_size=2, length_norm=1.0))[0][0]
+    assert short.tokens == [A]
+    assert long.tokens == [B, C]
+
+
+def test_unknown_words_and_empty_captions_are_never_written():
+    rows = {BOS: {UNK: 0.8, EOS: 0.15, A: 0.05}, A: {UNK: 0.9, EOS: 0.1}}
+    for config in (PLAIN, replace(PLAIN, beam_size=3), replace(PLAIN, sample=True)):
+        assert search(*table(rows), config)[0][0].tokens == [A]
+
+
+def test_attention_is_that_of_the_steps_that_chose_each_word():
+    for config in (replace(PLAIN, beam_size=3), replace(PLAIN, sample=True, captions=3)):
+        for hypothesis in search(*table(TRAP), config)[0]:
+            read = [BOS, *hypothesis.tokens[:-1]]  # the table "looks" at the word it read
+            assert hypothesis.attention.argmax(-1).tolist() == read
+
+
+def test_samples_follow_the_probabilities_and_repeat_with_the_seed():
+    config = replace(PLAIN, sample=True, captions=400, seed=3)
+    step, state = table(TRAP)
+    first = [h.tokens[0] for h in sample(step, state, config)[0]]
+    assert 0.5 < first.count(A) / 400 < 0.7
+    assert [h.tokens[0] for h in sample(step, state, config)[0]] == first
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 0.5}, {"temperature": 0.01}])
+def test_sampling_cut_to_the_likeliest_words_is_greedy(cut):
+    config = replace(PLAIN, sample=True, captions=20, **cut)
+    assert {h.tokens[0] for h in sample(*table(TRAP), config)[0]} == {A}
+
+
+def test_a_sample_that_is_cut_keeps_its_score():
+    rows = {BOS: {A: 1.0}, A: {A: 1.0}}
+    found = sample(*table(rows), replace(PLAIN, sample=True, max_words=3))[0][0]
+    assert found.tokens == [A, A, A]
+    assert found.log_prob == pytest.approx(0, abs=1e-4)
+
+
+def test_more_captions_than_beams_are_refused_with_the_way_out():
+    with pytest.raises(ConfigError, match="raise beam_size"):
+        DecodeConfig(beam_size=2, captions=3)

@@ -1,0 +1,62 @@
+"""Tiny real parts that several tests share: a prepared data folder, settings, a decoder."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from captioner.config import Config, DecodeConfig, EncoderConfig, ModelConfig, TrainConfig
+from captioner.features import FeatureStore
+from captioner.vocabulary import Vocabulary
+from data_prep.build import write_json
+
+CAPTIONS = (
+    "a red dog runs in the snow",
+    "two boys play",
+    "a woman rides a brown horse on the beach at night",
+    "a cat sleeps",
+    "people stand in front of an old house",
+    "a man climbs a rock",
+)
+CELLS, DIM = 4, 12
+
+MODEL = ModelConfig(embed_dim=24, hidden_dim=32, attention_dim=16, dropout=0.0)
+TRAIN = TrainConfig(
+    epochs=2, batch_images=4, learning_rate=5e-3, detach_prob=0.25, attention_penalty=0.1, threads=1
+)
+
+
+def make_data(folder: Path, pictures: int = 6, views: int = 1) -> Path:
+    """A prepared data folder of pictures with random features and one caption each."""
+    folder.mkdir(parents=True)
+    keys = [f"{number}.jpg" for number in range(2 * pictures)]
+    store = FeatureStore.create(
+        folder, keys, (views, CELLS, DIM), EncoderConfig("efficientnet_lite0")
+    )
+    values = np.random.default_rng(0).normal(size=(pictures, views, CELLS, DIM))
+    store.write(range(2 * pictures), np.concatenate([values, values]))
+    examples = [
+        {
+            "image": key,
+            "image_id": row,
+            "split": "train" if row < pictures else "val",  # the same pictures: learnt by heart
+            "row": row,
+            "captions": [CAPTIONS[row % len(CAPTIONS)]],
+        }
+        for row, key in enumerate(keys)
+    ]
+    write_json(folder / "examples.json", examples)
+    Vocabulary.build(CAPTIONS, min_count=1).save(folder / "vocabulary.json")
+    return folder
+
+
+def make_config(data: Path, out: Path, **train: object) -> Config:
+    """Settings of a tiny run."""
+    settings = TrainConfig(**{**TRAIN.__dict__, **train})
+    return Config(str(data), str(out), MODEL, settings, DecodeConfig(beam_size=2, max_words=12))
+
+
+def random_features(pictures: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Features (pictures, CELLS, DIM)."""
+    generator = torch.Generator().manual_seed(3)
+    return torch.randn(pictures, CELLS, DIM, generator=generator, dtype=dtype)
