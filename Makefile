@@ -33,7 +33,7 @@ train-toy: setup
 	rm -rf runs/toy
 	$(BIN)/captioner train --config configs/toy.yaml
 	$(BIN)/captioner evaluate runs/toy/best --data data/toy --split val
-	$(BIN)/captioner caption data/toy/images/00000.png --checkpoint runs/toy/best
+	$(BIN)/captioner caption data/toy/images/toy0_00000.jpg --checkpoint runs/toy/best
 
 app: setup
 	$(RUN) -m app --checkpoint checkpoints/flickr8k

@@ -1,7 +1,6 @@
 """Image captions from a pretrained CNN and an LSTM decoder trained with h-detach.
 
-    model = captioner.load("checkpoints/flickr8k")
-    print(model.caption("photo.jpg").text)
+Example: `captioner.load("checkpoints/flickr8k").caption("photo.jpg").text`
 """
 
 from __future__ import annotations

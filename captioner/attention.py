@@ -24,7 +24,7 @@ def overlay(
     top = float(weights.max() if peak is None else peak) or 1.0
     light = Image.fromarray((weights / top * 255).clip(0, 255).astype(np.uint8))
     mask = np.asarray(light.resize(image.size, Image.Resampling.BICUBIC), np.float32)[..., None]
-    mask = mask / 255
+    mask = mask / np.float32(255)
     pixels = np.asarray(image, np.float32)
     warm = np.array([255, 190, 40], np.float32)
     mixed = pixels * (0.30 + 0.70 * mask) + warm * (0.28 * mask)

@@ -108,7 +108,11 @@ def _find(path: Path | str) -> Path:
     if folder.exists():
         raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.json")
     parts = str(path).split("/")
-    if len(parts) == 2 and all(parts) and not parts[0].startswith((".", "~", "checkpoints", "runs")):
+    if (
+        len(parts) == 2
+        and all(parts)
+        and not parts[0].startswith((".", "~", "checkpoints", "runs"))
+    ):
         try:
             from huggingface_hub import snapshot_download
 

@@ -61,34 +61,35 @@ class _Parser(ArgumentParser):
     """A parser whose errors are one ConfigError, naming the nearest settings there are."""
 
     def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, exit_on_error=False, **kwargs)
+        super().__init__(*args, exit_on_error=False, allow_abbrev=False, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise ConfigError(f"{message}; see `{self.prog} --help`")
+        message = " ".join(message.replace("<class '", "").replace("'>", "").split())
+        raise ConfigError(f"{message}; {self._hint(message)}") from None
 
     def read(self, arguments: Sequence[str]) -> Namespace:
         """Parse, turning every complaint into a ConfigError."""
         try:
             return super().parse_args(list(arguments))
         except (ArgumentError, TypeError, ValueError) as error:
-            message = " ".join(str(error).replace("<class '", "").replace("'>", "").split())
-            raise ConfigError(f"{message}{self._nearest(message)}") from None
+            self.error(str(error))
 
-    def _nearest(self, message: str) -> str:
-        if "unrecognized" not in message and "does not accept" not in message:
-            return ""
+    def _hint(self, message: str) -> str:
         known = {o for action in self._actions for o in action.option_strings if o[:2] == "--"}
+        by_last = {option.split(".")[-1].lstrip("-"): option for option in sorted(known)}
         asked = message.replace("'", " ").split()
         names = [word.split("=")[0] for word in asked if word.startswith("--")] or asked[-1:]
-        by_last = {option.split(".")[-1].lstrip("-"): option for option in sorted(known)}
         wanted = names[0].split(".")[-1].lstrip("-")
-        near = [by_last[name] for name in difflib.get_close_matches(wanted, by_last, 3, 0.5)]
-        return f"; did you mean {' or '.join(near)}?" if near else f"; see `{self.prog} --help`"
+        near = difflib.get_close_matches(wanted, by_last, 3, 0.6)
+        if near and ("unrecognized" in message or "does not accept" in message):
+            return f"did you mean {' or '.join(by_last[name] for name in near)}?"
+        return f"see `{self.prog} --help`"
 
 
 def _train(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="captioner train",
-                     description="Train a decoder on data made by `python -m data_prep`.")  # fmt: skip
+    parser = _Parser(
+        prog="captioner train", description="Train a decoder on data made by `python -m data_prep`."
+    )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_class_arguments(Config)
@@ -99,15 +100,19 @@ def _train(arguments: Sequence[str]) -> int:
     from captioner.train import train  # torch takes seconds to import; --help should not
 
     result = train(config, resume=settings.resume, show_progress=True)
-    print(f"best validation CIDEr {result.cider:.3f} after {result.epochs} epochs in "
-          f"{_duration(result.seconds)}")  # fmt: skip
+    print(
+        f"best validation CIDEr {result.cider:.3f} after {result.epochs} epochs in "
+        f"{_duration(result.seconds)}"
+    )
     print(f"checkpoint: {result.best}\ncurves: {result.best.parent / 'curves.png'}")
     return 0
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="captioner evaluate",
-                     description="Caption a split of prepared data and score the captions.")  # fmt: skip
+    parser = _Parser(
+        prog="captioner evaluate",
+        description="Caption a split of prepared data and score the captions.",
+    )
     parser.add_argument("checkpoint", help="checkpoint folder or Hub id")
     parser.add_argument("--data", required=True, help="folder made by `python -m data_prep`")
     parser.add_argument("--split", default="val", help="train, val or test")
@@ -127,9 +132,14 @@ def _evaluate(arguments: Sequence[str]) -> int:
     decode = _decode_settings(checkpoint.decode, chosen)
     out = _writable(chosen.out)
     result = evaluate(
-        checkpoint, chosen.data, chosen.split, decode,
-        metrics=tuple(chosen.metrics or METRICS), limit=chosen.limit, progress=True,
-    )  # fmt: skip
+        checkpoint,
+        chosen.data,
+        chosen.split,
+        decode,
+        metrics=tuple(chosen.metrics or METRICS),
+        limit=chosen.limit,
+        progress=True,
+    )
     if out:
         write_results(result.captions, out)
     if chosen.json:
@@ -137,8 +147,10 @@ def _evaluate(arguments: Sequence[str]) -> int:
         return 0
     for name, value in result.scores.values.items():
         print(f"{name:<8} {value:7.3f}")
-    print(f"{len(result.captions):,} images of {chosen.split}, beam {decode.beam_size}, "
-          f"in {_duration(time.monotonic() - started)}")  # fmt: skip
+    print(
+        f"{len(result.captions):,} images of {chosen.split}, beam {decode.beam_size}, "
+        f"in {_duration(time.monotonic() - started)}"
+    )
     if out:
         print(f"captions: {out}")
     return 0
@@ -150,12 +162,18 @@ def _caption(arguments: Sequence[str]) -> int:
     parser.add_argument("--checkpoint", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--recursive", action="store_true", help="also folders inside folders")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
-    parser.add_argument("--attention", help="draw where each word looked into this PNG; a folder "
-                        "when there are several pictures")  # fmt: skip
+    parser.add_argument(
+        "--attention",
+        help="draw where each word looked into this PNG; a folder when there are several pictures",
+    )
     _add_decode_arguments(parser)
     parser.add_argument("--captions", type=int, help="captions for each picture, best first")
-    parser.add_argument("--sample", action="store_true", default=None,
-                        help="draw captions at random instead of searching the best")  # fmt: skip
+    parser.add_argument(
+        "--sample",
+        action="store_true",
+        default=None,
+        help="draw captions at random instead of searching the best",
+    )
     parser.add_argument("--temperature", type=float, help="of the draw")
     parser.add_argument("--top-k", type=int, help="draw from the k likeliest words")
     parser.add_argument("--top-p", type=float, help="draw from words of this probability together")
@@ -181,8 +199,17 @@ def _caption(arguments: Sequence[str]) -> int:
             continue
         for rank, caption in enumerate(captions):
             if chosen.json:
-                print(json.dumps({"image": str(path), "caption": caption.text,
-                                  "score": round(caption.score, 4), "rank": rank + 1}), flush=True)  # fmt: skip
+                print(
+                    json.dumps(
+                        {
+                            "image": str(path),
+                            "caption": caption.text,
+                            "score": round(caption.score, 4),
+                            "rank": rank + 1,
+                        }
+                    ),
+                    flush=True,
+                )
             else:
                 label = "" if len(paths) == 1 else f"{path}: "
                 shown = f"  ({caption.score:.3f})" if len(captions) > 1 else ""
@@ -198,8 +225,9 @@ def _caption(arguments: Sequence[str]) -> int:
 def _add_decode_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--beam-size", type=int, help="hypotheses kept; 1 is greedy")
     parser.add_argument("--max-words", type=int, help="a caption is cut here")
-    parser.add_argument("--length-norm", type=float,
-                        help="score = log-probability / length ** this")  # fmt: skip
+    parser.add_argument(
+        "--length-norm", type=float, help="score = log-probability / length ** this"
+    )
 
 
 def _decode_settings(default: DecodeConfig, chosen: Namespace) -> DecodeConfig:

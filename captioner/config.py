@@ -126,14 +126,24 @@ class TrainConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        _check(self, "epochs batch_images max_words eval_beam_size save_steps", lambda v: v >= 1,
-               ">= 1")
+        _check(
+            self,
+            "epochs batch_images max_words eval_beam_size save_steps",
+            lambda v: v >= 1,
+            ">= 1",
+        )
         _check(self, "learning_rate", lambda v: v > 0, "> 0")
         _check(self, "plateau_factor", lambda v: 0 < v < 1, "in (0, 1)")
-        _check(self, "captions_per_image warmup_steps plateau_patience clip weight_decay "
-               "attention_penalty eval_images patience threads", lambda v: v >= 0, ">= 0")
-        _check(self, "detach_prob detach_anneal scheduled_sampling", lambda v: 0 <= v <= 1,
-               "in [0, 1]")
+        _check(
+            self,
+            "captions_per_image warmup_steps plateau_patience clip weight_decay "
+            "attention_penalty eval_images patience threads",
+            lambda v: v >= 0,
+            ">= 0",
+        )
+        _check(
+            self, "detach_prob detach_anneal scheduled_sampling", lambda v: 0 <= v <= 1, "in [0, 1]"
+        )
         _check(self, "label_smoothing average", lambda v: 0 <= v < 1, "in [0, 1)")
 
 

@@ -54,8 +54,9 @@ class CaptionDataset:
             splits = sorted({example.split for example in everything})
             raise DataError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
         if max(example.row for example in self.examples) >= len(self.store.keys):
-            raise DataError(f"{folder}: examples.json names rows that the features lack; "
-                            "run data_prep again")  # fmt: skip
+            raise DataError(
+                f"{folder}: examples.json names rows that the features lack; run data_prep again"
+            )
         self.tokens: list[list[list[int]]] = []
         self._sided: list[bool] = []
         for example in self.examples:
@@ -124,7 +125,9 @@ def pack(features: Tensor, captions: Sequence[Sequence[Sequence[int]]]) -> Batch
     for length in lengths:
         batch_sizes[length - 1] += 1
     batch_sizes = list(accumulate(reversed(batch_sizes)))[::-1]
-    inputs = [(rows[r][0][t - 1] if t else BOS) for t, n in enumerate(batch_sizes) for r in range(n)]
+    inputs = [
+        (rows[r][0][t - 1] if t else BOS) for t, n in enumerate(batch_sizes) for r in range(n)
+    ]
     targets = [
         (rows[r][0][t] if t < lengths[r] - 1 else EOS)
         for t, n in enumerate(batch_sizes)

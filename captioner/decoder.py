@@ -64,7 +64,7 @@ class ShowTell(nn.Module):
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
 
     def start(self, features: Tensor) -> tuple[Memory, State]:
-        """Memory and the LSTM's state after it has seen the picture, h and c each (B, layers, H)."""
+        """Memory, and h and c (B, layers, H) after the LSTM has seen the picture."""
         memory = self._memory(features)
         _, (h, c) = self.core(memory.values.unsqueeze(0))
         return memory, (h.transpose(0, 1), c.transpose(0, 1))
@@ -127,9 +127,7 @@ class _AdditiveScores(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, keys: Tensor, query: Tensor, score: Tensor, image: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, keys: Tensor, query: Tensor, score: Tensor, image: Tensor) -> Tensor:
         mixed = keys[image].add_(query.unsqueeze(1)).sigmoid_()  # (n, L, A)
         ctx.save_for_backward(mixed, score, image)
         ctx.pictures = len(keys)

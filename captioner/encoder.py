@@ -17,13 +17,36 @@ from captioner.errors import ConfigError
 
 LITE = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
 TORCHVISION = (
-    "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext101_32x8d",
-    "wide_resnet101_2", "densenet121", "densenet161", "densenet201",
-    "efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4",
-    "efficientnet_b5", "efficientnet_b6", "efficientnet_b7", "efficientnet_v2_s",
-    "convnext_tiny", "convnext_small", "convnext_base", "mobilenet_v3_large", "mobilenet_v3_small",
-    "regnet_y_400mf", "regnet_y_1_6gf", "regnet_y_3_2gf", "regnet_y_8gf", "regnet_y_16gf",
-)  # fmt: skip
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext101_32x8d",
+    "wide_resnet101_2",
+    "densenet121",
+    "densenet161",
+    "densenet201",
+    "efficientnet_b0",
+    "efficientnet_b1",
+    "efficientnet_b2",
+    "efficientnet_b3",
+    "efficientnet_b4",
+    "efficientnet_b5",
+    "efficientnet_b6",
+    "efficientnet_b7",
+    "efficientnet_v2_s",
+    "convnext_tiny",
+    "convnext_small",
+    "convnext_base",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "regnet_y_1_6gf",
+    "regnet_y_3_2gf",
+    "regnet_y_8gf",
+    "regnet_y_16gf",
+)
 ENCODERS = (*LITE, *TORCHVISION)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -38,6 +61,9 @@ class Encoder(nn.Module):
     EfficientNet-Lite, or from a file. Raises ConfigError for an unknown name or unusable weights.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: EncoderConfig):
         super().__init__()
         if config.name not in ENCODERS:
@@ -49,14 +75,16 @@ class Encoder(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.requires_grad_(False).eval()
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
         with torch.no_grad():
-            _, self.cells, self.dim = self(torch.zeros(1, 3, self.image_size, self.image_size)).shape
+            _, self.cells, self.dim = self(
+                torch.zeros(1, 3, self.image_size, self.image_size)
+            ).shape
         self.grid = round(self.cells**0.5)
 
     def train(self, mode: bool = True) -> Encoder:
         """Keep the batch statistics of the pretrained network: it is always in evaluation mode."""
-        return cast(Encoder, super().train(False))
+        return super().train(False)
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Resize an RGB picture to the network's square: uint8 (3, S, S)."""

@@ -73,8 +73,9 @@ def evaluate(
     """
     dataset = CaptionDataset(data, split)
     check_encoder(checkpoint, dataset)
-    found = caption_split(checkpoint.decoder, dataset, replace(decode, captions=1), limit=limit,
-                          progress=progress)  # fmt: skip
+    found = caption_split(
+        checkpoint.decoder, dataset, replace(decode, captions=1), limit=limit, progress=progress
+    )
     captions = {
         image_id: " ".join(checkpoint.vocabulary.decode(hypotheses[0].tokens))
         for image_id, hypotheses in found.items()

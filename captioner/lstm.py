@@ -19,7 +19,9 @@ from captioner.errors import ConfigError
 State: TypeAlias = tuple[Tensor, Tensor]  # h and c
 
 
-def draw_blocked(steps: int, detach_prob: float, generator: torch.Generator | None = None) -> Tensor:
+def draw_blocked(
+    steps: int, detach_prob: float, generator: torch.Generator | None = None
+) -> Tensor:
     """One Bernoulli(detach_prob) draw a time step for the whole mini-batch: bool (steps,).
 
     True blocks the gradient through h[t-1]. Drawn on the CPU, so that a seed gives the same pattern
@@ -63,6 +65,11 @@ class HDetachLSTM(nn.Module):
         (num_layers, B, H); output like the input with H in place of I.
     """
 
+    weight_ih_l0: Tensor
+    weight_hh_l0: Tensor
+    bias_ih_l0: Tensor
+    bias_hh_l0: Tensor
+
     def __init__(
         self,
         input_size: int,
@@ -83,8 +90,10 @@ class HDetachLSTM(nn.Module):
     ):
         super().__init__()
         if bidirectional or proj_size:
-            raise ConfigError("HDetachLSTM has neither bidirectional nor proj_size: h-detach is "
-                              "defined for the one-way LSTM with full hidden state")  # fmt: skip
+            raise ConfigError(
+                "HDetachLSTM has neither bidirectional nor proj_size: h-detach is "
+                "defined for the one-way LSTM with full hidden state"
+            )
         if not 0 <= detach_prob <= 1:
             raise ConfigError(f"detach_prob is {detach_prob}; it must be in [0, 1]")
         if detach not in ("h", "c"):
@@ -113,8 +122,10 @@ class HDetachLSTM(nn.Module):
             nn.init.uniform_(weight, -bound, bound)
 
     def extra_repr(self) -> str:
-        return (f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, "
-                f"detach_prob={self.detach_prob}, detach={self.detach!r}")  # fmt: skip
+        return (
+            f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, "
+            f"detach_prob={self.detach_prob}, detach={self.detach!r}"
+        )
 
     def draw(self, steps: int) -> Tensor:
         """The blocked steps of one forward pass: bool (num_layers, steps); none in eval mode."""
@@ -152,8 +163,10 @@ class HDetachLSTM(nn.Module):
             return packed, (h, c)
 
         if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
-            raise ValueError(f"input has shape {tuple(input.shape)}; expected 2 or 3 dimensions "
-                             f"with {self.input_size} as the last")  # fmt: skip
+            raise ValueError(
+                f"input has shape {tuple(input.shape)}; expected 2 or 3 dimensions "
+                f"with {self.input_size} as the last"
+            )
         single = input.dim() == 2
         x = input.unsqueeze(1) if single else input
         x = x.transpose(0, 1) if self.batch_first and not single else x  # (T, B, I)
@@ -179,8 +192,9 @@ class HDetachLSTM(nn.Module):
             hx = (zeros, zeros)
         last_h, last_c = [], []
         for layer in range(self.num_layers):
-            x, (h, c) = self._layer(layer, x, batch_sizes, (hx[0][layer], hx[1][layer]),
-                                    pattern[layer])  # fmt: skip
+            x, (h, c) = self._layer(
+                layer, x, batch_sizes, (hx[0][layer], hx[1][layer]), pattern[layer]
+            )
             last_h.append(h)
             last_c.append(c)
             if layer + 1 < self.num_layers:

@@ -71,15 +71,15 @@ def beam_search(step: Step, state: State, config: DecodeConfig) -> list[list[Hyp
         ends = word == EOS
         for b, k in ends[:, :beams].nonzero().tolist():  # EOS within the best K only
             if len(finished[b]) < beams and best[b, k] > -torch.inf:
-                found = history.trace(b * beams + int(parent[b, k]), b, beams)
-                finished[b].append(_hypothesis(found, float(best[b, k]), 1, config))
+                traced = history.trace(b * beams + int(parent[b, k]))
+                finished[b].append(_hypothesis(traced, float(best[b, k]), 1, config))
         if all(len(found) >= beams for found in finished):
             break
         if length == config.max_words:
             for b, found in enumerate(finished):
                 for k in range(beams):
                     if len(found) < beams and scores[b, k] > -torch.inf:
-                        traced = history.trace(b * beams + k, b, beams)
+                        traced = history.trace(b * beams + k)
                         found.append(_hypothesis(traced, float(scores[b, k]), 0, config))
             break
 
@@ -138,7 +138,7 @@ class _History:
         self.words: list[list[int]] = []
         self.attention: list[Tensor | None] = []
 
-    def trace(self, row: int, picture: int, beams: int) -> tuple[list[int], Tensor | None]:
+    def trace(self, row: int) -> tuple[list[int], Tensor | None]:
         """Words of the hypothesis in `row`, and what each of them looked at."""
         words, looks = [], []
         past = zip(self.parents, self.words, self.attention, strict=False)

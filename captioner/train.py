@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,11 @@ class Run:
     out: Path
     progress: Progress = field(default_factory=Progress)
 
+    @property
+    def validated(self) -> Decoder:
+        """The decoder that is scored and kept: the running average where there is one."""
+        return self.decoder if self.average is None else cast(Decoder, self.average.module)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -89,9 +94,13 @@ def train(config: Config, *, resume: bool = False, show_progress: bool = True) -
 
     with _stop_at_step_end() as stop, journal:
         while progress.epoch < settings.epochs and not _out_of_patience(progress, settings):
-            bar = tqdm(total=batches, initial=progress.batch, unit="batch",
-                       desc=f"epoch {progress.epoch + 1}/{settings.epochs}",
-                       disable=not show_progress)  # fmt: skip
+            bar = tqdm(
+                total=batches,
+                initial=progress.batch,
+                unit="batch",
+                desc=f"epoch {progress.epoch + 1}/{settings.epochs}",
+                disable=not show_progress,
+            )
             epoch_batches = run.data.batches(
                 settings.batch_images,
                 max_words=settings.max_words,
@@ -107,9 +116,7 @@ def train(config: Config, *, resume: bool = False, show_progress: bool = True) -
                     group["lr"] = rate
                 share_done = progress.step / total_steps
                 prediction, targets = _forward(run, batch, share_done)
-                loss, cross_entropy = caption_loss(
-                    prediction, targets, batch.batch_sizes, settings
-                )
+                loss, cross_entropy = caption_loss(prediction, targets, batch.batch_sizes, settings)
                 run.optimizer.zero_grad()
                 loss.backward()
                 norm = _clip(run.decoder, settings)
@@ -123,15 +130,20 @@ def train(config: Config, *, resume: bool = False, show_progress: bool = True) -
                 progress.loss_sum += cross_entropy.item() * len(targets)
                 bar.update()
                 bar.set_postfix(loss=f"{progress.loss_sum / progress.tokens:.3f}")
-                journal.step(progress.step, loss=loss.item(), cross_entropy=cross_entropy.item(),
-                             gradient_norm=norm, learning_rate=rate)  # fmt: skip
+                journal.step(
+                    progress.step,
+                    loss=loss.item(),
+                    cross_entropy=cross_entropy.item(),
+                    gradient_norm=norm,
+                    learning_rate=rate,
+                )
                 if stop or progress.step % settings.save_steps == 0:
                     _save_state(run, journal, time.monotonic() - started)
                     if stop:
                         raise KeyboardInterrupt
             bar.close()
 
-            validated = run.decoder if run.average is None else run.average.module
+            validated = run.validated
             cider = validation_cider(validated, run, scorer)
             journal.epoch(
                 progress.epoch + 1,
@@ -231,8 +243,9 @@ def _prepare(config: Config, resume: bool) -> Run:
     if settings.average:
         average = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    optimizer = kind(decoder.parameters(), settings.learning_rate,
-                     weight_decay=settings.weight_decay)  # fmt: skip
+    optimizer = kind(
+        decoder.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+    )
     run = Run(config, data, validation, decoder, average, optimizer, device, out)
     if resume:
         _load_state(run, load_state(state_file))

@@ -30,10 +30,17 @@ def untrained(tmp_path_factory):
     words = Vocabulary.build(CAPTIONS, 1)
     torch.manual_seed(0)
     save(
-        Checkpoint(make_decoder(MODEL, len(words), 1280), MODEL, EncoderConfig("efficientnet_lite0"),
-                   DecodeConfig(beam_size=3, max_words=6), words, feature_dim=1280, grid=7),
+        Checkpoint(
+            make_decoder(MODEL, len(words), 1280),
+            MODEL,
+            EncoderConfig("efficientnet_lite0"),
+            DecodeConfig(beam_size=3, max_words=6),
+            words,
+            feature_dim=1280,
+            grid=7,
+        ),
         folder,
-    )  # fmt: skip
+    )
     return folder
 
 
@@ -56,8 +63,17 @@ def test_a_picture_gives_one_line_and_a_folder_one_line_each(untrained, capsys):
 
 
 def test_json_alternatives_and_the_attention_picture(untrained, capsys, tmp_path):
-    arguments = ["caption", CAT, "--checkpoint", untrained, "--json", "--captions", "4",
-                 "--attention", tmp_path / "look" / "cat.png"]  # fmt: skip
+    arguments = [
+        "caption",
+        CAT,
+        "--checkpoint",
+        untrained,
+        "--json",
+        "--captions",
+        "4",
+        "--attention",
+        tmp_path / "look" / "cat.png",
+    ]
     assert main([str(argument) for argument in arguments]) == 0
     entries = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [entry["rank"] for entry in entries] == [1, 2, 3, 4]
@@ -100,7 +116,9 @@ def test_one_bad_picture_does_not_cost_the_others(untrained, capsys, tmp_path):
         (["evaluate", "checkpoints/none", "--data", "nowhere"], "no checkpoint"),
     ],
 )
-def test_what_goes_wrong_is_one_line_that_names_it(arguments, message, capsys, monkeypatch, tmp_path):
+def test_what_goes_wrong_is_one_line_that_names_it(
+    arguments, message, capsys, monkeypatch, tmp_path
+):
     monkeypatch.chdir(tmp_path)
     assert message in fails(capsys, *arguments)
     assert not list(tmp_path.iterdir())

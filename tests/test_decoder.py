@@ -77,7 +77,7 @@ def test_the_attention_keeps_its_gradient_unless_it_is_detached_too():
         decoder.init_h.weight.mul_(3)
 
     def gradient_of_first_h(detach_attention):
-        prediction, batch = run(
+        prediction, _ = run(
             decoder, features, [[[5, 6, 7]]], detach_prob=1.0, detach_attention=detach_attention
         )
         loss = prediction.logits[-1].square().sum()
@@ -102,8 +102,9 @@ def test_the_fused_attention_scores_equal_the_tanh_definition_and_its_gradients(
     torch.testing.assert_close(context, wanted_context)
 
     parts = [decoder.key.weight, decoder.query.weight, decoder.score, decoder.project.weight]
-    found = torch.autograd.grad(context.square().sum() + attention.pow(3).sum(), parts,
-                                retain_graph=True)  # fmt: skip
+    found = torch.autograd.grad(
+        context.square().sum() + attention.pow(3).sum(), parts, retain_graph=True
+    )
     correct = torch.autograd.grad(wanted_context.square().sum() + wanted.pow(3).sum(), parts)
     for one, other in zip(found, correct, strict=True):
         torch.testing.assert_close(one, other)

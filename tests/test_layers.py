@@ -36,7 +36,9 @@ def modules_used(path: Path) -> set[str]:
     return {name[1] for name in parts if name[0] == "captioner" and len(name) > 1}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "captioner").glob("[!_]*.py")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "captioner").glob("[!_]*.py")), ids=lambda p: p.stem
+)
 def test_a_module_imports_only_from_lower_layers(path):
     for used in modules_used(path) & set(LAYER):
         assert LAYER[used] < LAYER[path.stem], f"{path.stem} imports {used}"

@@ -27,8 +27,15 @@ pytestmark = pytest.mark.slow  # CIDEr of every epoch starts Java
 def test_it_learns_six_captions_by_heart_with_and_without_h_detach(tmp_path):
     data = make_data(tmp_path / "data")
     for prob in (0.0, 0.5):
-        config = make_config(data, tmp_path / f"run{prob}", epochs=25, batch_images=1,
-                             detach_prob=prob, learning_rate=1e-2, eval_images=1)  # fmt: skip
+        config = make_config(
+            data,
+            tmp_path / f"run{prob}",
+            epochs=25,
+            batch_images=1,
+            detach_prob=prob,
+            learning_rate=1e-2,
+            eval_images=1,
+        )
         with pytest.MonkeyPatch.context() as patch:
             # CIDEr of one picture is 0 by its definition: 60 Java starts would tell nothing.
             patch.setattr("captioner.train.validation_cider", lambda *_: 0.0)
@@ -54,8 +61,16 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_uninterrupted_one(
     data = make_data(tmp_path / "data", views=2)
 
     def config(name):
-        made = make_config(data, tmp_path / name, epochs=2, batch_images=2, detach_prob=0.5,
-                           average=0.9, scheduled_sampling=0.3, schedule="cosine")  # fmt: skip
+        made = make_config(
+            data,
+            tmp_path / name,
+            epochs=2,
+            batch_images=2,
+            detach_prob=0.5,
+            average=0.9,
+            scheduled_sampling=0.3,
+            schedule="cosine",
+        )
         return replace(made, model=replace(made.model, decoder=decoder, dropout=0.3))
 
     train(config("whole"), show_progress=False)
@@ -100,8 +115,9 @@ def test_a_run_leaves_checkpoints_logs_and_curves_and_is_not_overwritten(tmp_pat
 
 
 def test_training_stops_when_cider_stands_still(tmp_path):
-    config = make_config(make_data(tmp_path / "data"), tmp_path / "run", epochs=9, patience=1,
-                         learning_rate=1e-12)  # fmt: skip
+    config = make_config(
+        make_data(tmp_path / "data"), tmp_path / "run", epochs=9, patience=1, learning_rate=1e-12
+    )
     assert train(config, show_progress=False).epochs == 2
 
 
