@@ -11,8 +11,8 @@ LAYERS = (
     ("config", "vocabulary"),
     ("images", "features", "lstm", "search", "metrics", "journal"),
     ("encoder", "decoder", "data"),
-    ("checkpoint",),
-    ("pipeline", "evaluate"),
+    ("checkpoint", "objective"),
+    ("pipeline", "evaluate", "run"),
     ("train", "attention"),
     ("cli",),
 )

@@ -18,7 +18,8 @@ from captioner.decoder import Prediction
 from captioner.errors import CheckpointError, ConfigError
 from captioner.evaluate import caption_split
 from captioner.journal import read_log
-from captioner.train import caption_loss, detach_probability, learning_rate, train
+from captioner.objective import caption_loss, detach_probability, learning_rate
+from captioner.train import train
 from captioner.vocabulary import BOS
 
 pytestmark = pytest.mark.slow  # CIDEr of every epoch starts Java

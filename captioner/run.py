@@ -1,0 +1,179 @@
+"""One training run: its parts, made anew or restored exactly, and its place in time."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from captioner.checkpoint import load_state, save_state
+from captioner.config import Config
+from captioner.data import CaptionDataset
+from captioner.decoder import Decoder, make_decoder
+from captioner.errors import ConfigError
+
+# Settings that may differ when a run is resumed: they do not change what is computed.
+FREE_TO_CHANGE = {"device", "threads", "save_steps", "patience"}
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with the weights."""
+
+    epoch: int = 0
+    batch: int = 0  # next batch of the epoch
+    step: int = 0  # optimizer steps so far
+    best: float = -math.inf  # validation CIDEr
+    best_epoch: int = -1
+    since_best: int = 0  # epochs
+    plateau: int = 0  # epochs without a better CIDEr since the rate last fell
+    rate_factor: float = 1.0
+    loss_sum: float = 0.0  # of this epoch, over tokens
+    tokens: int = 0
+    seconds: float = 0.0  # spent so far, over all resumes
+    log_bytes: int = 0
+
+    def count(self, tokens: int, loss: float) -> None:
+        """Note one step: its tokens and their mean loss."""
+        self.step += 1
+        self.batch += 1
+        self.tokens += tokens
+        self.loss_sum += loss * tokens
+
+    @property
+    def mean_loss(self) -> float:
+        """Training loss a token in this epoch so far."""
+        return self.loss_sum / self.tokens
+
+    def next_epoch(self) -> None:
+        """Move to the start of the next epoch."""
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.loss_sum, self.tokens = 0.0, 0
+
+
+@dataclass
+class Run:
+    """The parts of one training run."""
+
+    config: Config
+    data: CaptionDataset
+    validation: CaptionDataset
+    decoder: Decoder
+    average: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    device: torch.device
+    out: Path
+    progress: Progress = field(default_factory=Progress)
+    opened: float = field(default_factory=time.monotonic)
+
+    @property
+    def batches(self) -> int:
+        """Batches of an epoch."""
+        return self.data.number_of_batches(self.config.train.batch_images)
+
+    def seconds(self) -> float:
+        """Time spent on the run, over all resumes."""
+        return self.progress.seconds + time.monotonic() - self.opened
+
+    @property
+    def validated(self) -> Decoder:
+        """The decoder that is scored and kept: the running average where there is one."""
+        return self.decoder if self.average is None else cast(Decoder, self.average.module)
+
+
+def prepare(config: Config, resume: bool) -> Run:
+    """Make the run that `config` describes, or restore the one in its folder."""
+    settings, out = config.train, Path(config.out)
+    state_file = out / "state.pt"
+    if not resume and state_file.exists():
+        raise ConfigError(f"{out} holds a run already; go on with --resume or give another --out")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    device = choose_device(settings.device)
+    data, validation = CaptionDataset(config.data, "train"), CaptionDataset(config.data, "val")
+    decoder = make_decoder(config.model, len(data.vocabulary), data.store.dim).to(device)
+    average = None
+    if settings.average:
+        average = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    optimizer = kind(
+        decoder.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+    )
+    run = Run(config, data, validation, decoder, average, optimizer, device, out)
+    if resume:
+        _restore(run, load_state(state_file))
+    else:
+        _make_folder(out)
+    return run
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` takes a GPU if there is one; raises ConfigError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {name!r} cannot be used: {reason}") from None
+    return device
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "log.jsonl").touch()
+    except OSError as error:
+        raise ConfigError(f"cannot write to {out}: {error.strerror}; give another --out") from None
+
+
+def save_run(run: Run, log_bytes: int) -> None:
+    """Save everything that `prepare` needs to go on exactly from here."""
+    progress = replace(run.progress, seconds=run.seconds(), log_bytes=log_bytes)
+    state = {
+        "settings": _settings(run.config),
+        "progress": asdict(progress),
+        "decoder": run.decoder.state_dict(),
+        "average": run.average.state_dict() if run.average is not None else None,
+        "optimizer": run.optimizer.state_dict(),
+        "random": torch.get_rng_state(),
+        "random_cuda": torch.cuda.get_rng_state() if run.device.type == "cuda" else None,
+    }
+    save_state(state, run.out / "state.pt")
+
+
+def _restore(run: Run, state: dict[str, Any]) -> None:
+    now, then = _settings(run.config), state["settings"]
+    changed = sorted(key for key in now if now[key] != then.get(key))
+    if changed:
+        key = changed[0]
+        raise ConfigError(
+            f"{run.out} was begun with {key} = {then.get(key)}, now it is {now[key]}: resume with "
+            "the same settings, or give another --out"
+        )
+    run.decoder.load_state_dict(state["decoder"])
+    if run.average is not None:
+        run.average.load_state_dict(state["average"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.progress = Progress(**state["progress"])
+    torch.set_rng_state(state["random"])
+    if run.device.type == "cuda" and state["random_cuda"] is not None:
+        torch.cuda.set_rng_state(state["random_cuda"])
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """The settings that make a run what it is, flat."""
+    tree = {"model": asdict(config.model), "train": asdict(config.train)}
+    return {
+        f"{part}.{name}": value
+        for part, values in tree.items()
+        for name, value in values.items()
+        if name not in FREE_TO_CHANGE
+    }
