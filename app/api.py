@@ -1,20 +1,19 @@
-"""The API endpoint `/caption`, and gradio's form of our errors."""
+"""The API endpoint `/caption`."""
 
 from __future__ import annotations
 
 import html
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from gradio.events import api
 
 from app.service import Answer, Request, Service
-from captioner import CaptionerError, DataError
+from captioner import CaptionerError
 
 
 def add_endpoint(service: Service) -> None:
-    """Add `/caption` to the page that is being built; its defaults are the checkpoint's own."""
+    """Add `/caption` to the page that is being built."""
     default = service.default
 
     def caption(
@@ -29,37 +28,23 @@ def add_endpoint(service: Service) -> None:
         seed: int = default.seed,
     ) -> dict[str, Any]:
         """Caption an uploaded picture: the best caption, its words and score, the alternatives."""
-        settings = (beam_size, max_words, length_norm, sample, temperature, top_p, captions, seed)
-        return _as_json(answer(service, picture, *settings, overlays=False))
+        try:
+            request = Request(
+                beam_size=beam_size,
+                max_words=max_words,
+                length_norm=length_norm,
+                sample=sample,
+                temperature=temperature,
+                top_p=top_p,
+                captions=captions,
+                seed=seed,
+            )
+            return _as_json(service.answer(picture, request, overlays=False))
+        except CaptionerError as error:
+            message = html.escape(str(error), quote=False)  # gradio may show it as HTML
+            raise gr.Error(message, print_exception=False) from None
 
     api(caption, api_name="caption", concurrency_id="model")
-
-
-def answer(service: Service, picture: object, *settings: Any, overlays: bool = True) -> Answer:
-    """What the service answers to a picture as gradio hands it on and the fields of a Request.
-
-    Raises gr.Error with the same one line for what captioner finds wrong.
-    """
-    try:
-        return service.answer(_uploaded(picture), Request(*settings), overlays)
-    except CaptionerError as error:
-        message = html.escape(str(error), quote=False)  # gradio shows a message as HTML
-        raise gr.Error(message, print_exception=False) from None
-
-
-def _uploaded(picture: object) -> Path:
-    """The file of a picture that gradio received.
-
-    Gradio has made sure that the path of a dict with this mark, and of no other, is an upload's.
-    Without the mark a visitor could name any file of the server.
-    """
-    if picture is None:
-        raise DataError("there is no picture yet: choose one first")
-    meta = picture.get("meta") if isinstance(picture, dict) else None
-    path = picture.get("path") if isinstance(picture, dict) else None
-    if not isinstance(meta, dict) or meta.get("_type") != "gradio.FileData" or not path:
-        raise DataError("the picture was not uploaded: send it to /gradio_api/upload first")
-    return Path(str(path))
 
 
 def _as_json(answer: Answer) -> dict[str, Any]:

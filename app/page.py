@@ -11,14 +11,15 @@ from typing import Any
 import gradio as gr
 
 from app import words
-from app.api import add_endpoint, answer
+from app.api import add_endpoint
 from app.look import CSS, theme
-from app.service import LIMITS, Answer, Service
-from captioner import Captioner, ConfigError
+from app.service import LIMITS, Answer, Request, Service
+from captioner import Captioner, CaptionerError, ConfigError
 
 SAMPLES = Path(__file__).resolve().parents[1] / "checkpoints" / "samples"
 WAITING = 16  # requests in the queue; the next one is told to come back later
 KEEP_SECONDS = 3600  # uploaded and drawn pictures are deleted when they are this old
+NUMBERS = ("beam_size", "length_norm", "temperature", "top_p", "max_words", "captions")
 
 
 def launch(model: Captioner, host: str, port: int, share: bool = False) -> gr.Blocks:
@@ -50,8 +51,12 @@ def launch(model: Captioner, host: str, port: int, share: bool = False) -> gr.Bl
 
 def build(service: Service) -> gr.Blocks:
     """The page with its endpoint, not yet open."""
-    cache = (KEEP_SECONDS, KEEP_SECONDS)
-    page = gr.Blocks(title="Image captioner", analytics_enabled=False, delete_cache=cache)
+    page = gr.Blocks(
+        title="Image captioner",
+        analytics_enabled=False,
+        delete_cache=(KEEP_SECONDS, KEEP_SECONDS),
+        fill_width=True,  # up to the width in the CSS
+    )
     with page:
         gr.Markdown(words.TITLE, elem_id="title")
         with gr.Row(equal_height=False):
@@ -78,10 +83,13 @@ def build(service: Service) -> gr.Blocks:
 
         def show(picture: object, method: str, *numbers: Any) -> tuple[Any, ...]:
             started = time.monotonic()
-            beam_size, length_norm, temperature, top_p, max_words, captions = numbers
-            sample, seed = method == "sample", random.randrange(2**32)  # each press draws anew
-            asked = (beam_size, max_words, length_norm, sample, temperature, top_p, captions, seed)
-            return _shown(answer(service, picture, *asked), time.monotonic() - started)
+            chosen = dict(zip(NUMBERS, numbers, strict=True))
+            seed = random.randrange(2**32)  # each press draws anew
+            try:
+                request = Request(**chosen, sample=method == "sample", seed=seed)
+                return _shown(service.answer(picture, request), time.monotonic() - started)
+            except CaptionerError as error:
+                return _nothing(f'<div role="alert">{html.escape(str(error))}</div>')
 
         # With preprocess=False gradio leaves the opening of the picture to captioner, whose
         # messages are clear; that the file was uploaded it makes sure all the same.
@@ -98,7 +106,8 @@ def build(service: Service) -> gr.Blocks:
         button.click(**run)
         if examples:
             examples.load_input_event.then(**run)
-        _at_once(picture.input, _cleared, None, results)
+        # The caption of the picture before does not stay beside the new one.
+        _at_once(picture.input, _nothing, None, results)
         add_endpoint(service)
     return page
 
@@ -123,7 +132,7 @@ def _examples(picture: gr.Image) -> Any:
 
 
 def _settings(service: Service) -> list[gr.components.Component]:
-    """The settings, in the order in which `show` takes them."""
+    """How to choose the words, and the NUMBERS in their order."""
     default = service.default
 
     def slider(name: str, label: str, info: str, step: float = 1) -> gr.Slider:
@@ -172,7 +181,7 @@ def _settings(service: Service) -> list[gr.components.Component]:
 
 
 def _results() -> list[gr.components.Component]:
-    """Where the answer goes, in the order in which `_shown` and `_cleared` give it."""
+    """Where the answer goes, in the order in which `_shown` and `_nothing` give it."""
     caption = gr.Textbox(
         label="Caption",
         lines=2,
@@ -181,7 +190,7 @@ def _results() -> list[gr.components.Component]:
         interactive=False,
         elem_id="caption",
     )
-    note = gr.Markdown(elem_id="note")
+    note = gr.HTML(padding=False, elem_id="note")
     looks = gr.Gallery(
         label="Where it looked for each word",
         height="auto",
@@ -214,6 +223,5 @@ def _table(answer: Answer) -> str:
     return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
 
 
-def _cleared() -> tuple[Any, ...]:
-    """No results: those of the picture before do not stay beside the new one."""
-    return "", "", gr.update(value=None, visible=False), ""
+def _nothing(note: str = "") -> tuple[Any, ...]:
+    return "", note, gr.update(value=None, visible=False), ""

@@ -10,7 +10,6 @@ from PIL import Image
 
 from captioner import Caption, Captioner, ConfigError, DataError
 from captioner.attention import overlay
-from captioner.images import open_image
 
 LIMITS: dict[str, tuple[float, float]] = {
     "beam_size": (1, 10),
@@ -82,22 +81,38 @@ class Service:
 
         self.known_words = len(model.vocabulary) - 4  # without padding, start, end and unknown
 
-    def answer(self, path: Path, request: Request, overlays: bool = True) -> Answer:
-        """Caption the picture at `path`.
+    def answer(self, picture: object, request: Request, overlays: bool = True) -> Answer:
+        """Caption a picture, given as gradio hands an uploaded file on.
 
         Raises DataError, naming the file without its folder, if it is not a readable picture.
         """
+        path = _uploaded(picture)
         if not request.sample:  # a search finds at most one caption for each of its beams
             request = replace(request, captions=min(request.captions, request.beam_size))
         with self._lock:  # also bounds the memory: a large picture takes hundreds of megabytes
             try:
-                image = open_image(path)
+                image = self._model.seen(path)
             except DataError as error:
                 message = " ".join(str(error).replace(str(path), path.name).split())
                 raise DataError(message) from None
             captions = self._model.captions(image, **asdict(request))
             image.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
         return Answer(captions, _overlays(image, captions[0]) if overlays else [])
+
+
+def _uploaded(picture: object) -> Path:
+    """The file of a picture that gradio received.
+
+    Gradio has made sure that the path of a dict with this mark, and of no other, is an upload's.
+    Without the mark a visitor could name any file of the server.
+    """
+    if picture is None:
+        raise DataError("there is no picture yet: choose one first")
+    meta = picture.get("meta") if isinstance(picture, dict) else None
+    path = picture.get("path") if isinstance(picture, dict) else None
+    if not isinstance(meta, dict) or meta.get("_type") != "gradio.FileData" or not path:
+        raise DataError("the picture was not uploaded: send it to /gradio_api/upload first")
+    return Path(str(path))
 
 
 def _overlays(image: Image.Image, caption: Caption) -> list[tuple[Image.Image, str]]:
@@ -111,5 +126,7 @@ def _overlays(image: Image.Image, caption: Caption) -> list[tuple[Image.Image, s
 
 def _default(model: Captioner) -> Request:
     own = asdict(model.decode)
+    if not own["sample"]:  # it says nothing about drawing, and drawing from all words is wild
+        own |= {"temperature": 0.7, "top_p": 0.9}
     values = {name: min(max(own[name], least), most) for name, (least, most) in LIMITS.items()}
     return Request(**{**values, "sample": own["sample"], "captions": values["beam_size"]})

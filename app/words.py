@@ -48,11 +48,11 @@ print(answer["caption"], answer["score"])
 ```
 or with curl: send the picture, ask, fetch the answer.
 ```bash
-SERVER=http://127.0.0.1:7860/gradio_api
-FILE=$(curl -s -F files=@photo.jpg $SERVER/upload | cut -d '"' -f 2)
+URL=http://127.0.0.1:7860/gradio_api
+FILE=$(curl -s -F files=@photo.jpg $URL/upload | cut -d '"' -f 2)
 ASK='{"picture": {"path": "'$FILE'", "meta": {"_type": "gradio.FileData"}}, "beam_size": 5}'
-ID=$(curl -s --json "$ASK" $SERVER/call/v2/caption | cut -d '"' -f 4)
-curl -sN $SERVER/call/caption/$ID
+ID=$(curl -s -H content-type:application/json -d "$ASK" $URL/call/v2/caption | cut -d '"' -f 4)
+curl -sN $URL/call/caption/$ID
 ```
 The answer is `{"caption": ..., "words": [...], "score": ..., "alternatives": [{"caption": ...,
 "score": ...}, ...]}`. Other settings: `max_words`, `length_norm`, `sample`, `temperature`, `top_p`,

@@ -10,7 +10,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from captioner.errors import DataError
-from captioner.images import ImageSource, open_image
 from captioner.pipeline import Caption
 
 
@@ -31,8 +30,8 @@ def overlay(
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
 
-def draw(picture: ImageSource, caption: Caption, path: Path) -> None:
-    """Write a PNG with the picture and one overlay for each word.
+def draw(seen: Image.Image, caption: Caption, path: Path) -> None:
+    """Write a PNG with the picture, as `Captioner.seen` gives it, and an overlay for each word.
 
     Raises DataError if the decoder has no attention, or the file cannot be written.
     """
@@ -40,7 +39,7 @@ def draw(picture: ImageSource, caption: Caption, path: Path) -> None:
 
     if caption.attention is None:
         raise DataError("this checkpoint's decoder has no attention to draw")
-    image = open_image(picture)
+    image = seen.copy()
     image.thumbnail((480, 480))
     panels = [("", image)]
     panels += [
@@ -51,7 +50,7 @@ def draw(picture: ImageSource, caption: Caption, path: Path) -> None:
     rows = math.ceil(len(panels) / columns)
     height = 2.3 * image.height / image.width + 0.35
     figure = Figure(figsize=(2.3 * columns, height * rows + 0.4), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes:
         axis.axis("off")
     for axis, (word, panel) in zip(axes, panels, strict=False):

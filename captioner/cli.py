@@ -218,7 +218,8 @@ def _caption(arguments: Sequence[str]) -> int:
             from captioner.attention import draw
 
             one = len(paths) == 1
-            draw(path, captions[0], attention if one else attention / f"{path.stem}.png")
+            target = attention if one else attention / f"{path.stem}.png"
+            draw(captioner.seen(path), captions[0], target)
     return 1 if failures else 0
 
 

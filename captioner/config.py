@@ -219,5 +219,5 @@ def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str) -> Se
 def _check(settings: Any, names: str, holds: Any, bound: str) -> None:
     for name in names.split():
         value = getattr(settings, name)
-        if not holds(value):
-            raise ConfigError(f"{name} is {value}; it must be {bound}")
+        if isinstance(value, str) or not holds(value):
+            raise ConfigError(f"{name} is {value!r}; it must be {bound}")

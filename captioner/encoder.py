@@ -86,17 +86,18 @@ class Encoder(nn.Module):
         """Keep the batch statistics of the pretrained network: it is always in evaluation mode."""
         return super().train(False)
 
+    def seen(self, image: Image.Image) -> Image.Image:
+        """The part of a picture that the network sees: all of it, or with crop the middle."""
+        if self.config.resize == "squash":
+            return image
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        return image.crop((left, top, left + side, top + side))
+
     def preprocess(self, image: Image.Image) -> Tensor:
         """Resize an RGB picture to the network's square: uint8 (3, S, S)."""
-        size = self.image_size
-        if self.config.resize == "crop":
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            box = (left, top, left + side, top + side)
-        else:
-            box = (0, 0, *image.size)
-        resized = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-        return torch.from_numpy(np.array(resized)).permute(2, 0, 1)
+        square = self.seen(image).resize((self.image_size,) * 2, Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Features (B, L, D) of pixels (B, 3, S, S), uint8 or float in 0..255."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 
 from captioner import checkpoint as checkpoints
 from captioner.checkpoint import Checkpoint
@@ -74,6 +75,10 @@ class Captioner:
         while batch := list(islice(source, batch_images)):
             for captions in self.search(batch, decode):
                 yield captions[0]
+
+    def seen(self, picture: ImageSource) -> Image.Image:
+        """The upright RGB part of a picture that the encoder sees; attention lies over this."""
+        return self.encoder.seen(open_image(picture))
 
     @torch.inference_mode()
     def search(self, pictures: list[ImageSource], decode: DecodeConfig) -> list[list[Caption]]:

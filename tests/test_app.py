@@ -2,6 +2,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,7 +20,9 @@ from captioner.decoder import make_decoder
 from captioner.encoder import Encoder
 from captioner.vocabulary import Vocabulary
 
-WAIT = 120_000  # milliseconds, for a machine that is busy with a training
+pytestmark = pytest.mark.filterwarnings("ignore:::gradio.queueing")  # its use of pandas
+
+WAIT = 120  # seconds, for a machine that is busy with a training
 FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
@@ -157,13 +160,13 @@ def test_only_a_search_is_limited_to_its_beams(model, photo, sample, found):
 
 
 def test_a_broken_picture_is_named_without_its_folder(model, broken):
-    with pytest.raises(DataError, match="^broken.jpg is not a picture in a known format$"):
+    with pytest.raises(DataError, match=r"^broken\.jpg is not a picture in a known format$"):
         Service(model).answer(uploaded(broken), Request(**USUAL))
 
 
 @pytest.mark.parametrize("picture", [None, "photo.jpg", {"path": "photo.jpg"}, {"meta": "x"}, 7])
 def test_a_picture_that_gradio_did_not_check_is_not_opened(model, picture):
-    with pytest.raises(DataError, match="no picture yet|was not uploaded"):
+    with pytest.raises(DataError, match=r"no picture yet|was not uploaded"):
         Service(model).answer(picture, Request(**USUAL))
 
 
@@ -189,7 +192,7 @@ def client(url):
 
 
 @pytest.fixture(scope="module")
-def browser():
+def chromium():
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("no chromium here: apt-get install chromium")
@@ -201,13 +204,13 @@ def browser():
 
 
 @pytest.fixture
-def page(browser, url):
-    opened = browser.new_page()
-    opened.set_default_timeout(WAIT)
-    opened.goto(url)
-    opened.wait_for_selector("#go")
-    yield opened
-    opened.close()
+def visit(chromium, url):
+    page = chromium.new_page()
+    page.set_default_timeout(WAIT * 1000)
+    page.goto(url)
+    page.wait_for_selector("#go")
+    yield page
+    page.close()
 
 
 @pytest.mark.slow
@@ -225,7 +228,9 @@ def test_the_api_gives_caption_words_score_and_alternatives(client, photo):
 def test_the_api_says_what_is_wrong(client, photo, broken):
     from gradio_client import exceptions, handle_file
 
-    with pytest.raises(exceptions.AppError, match="^broken.jpg is not a picture in a known format"):
+    with pytest.raises(
+        exceptions.AppError, match=r"^broken\.jpg is not a picture in a known format"
+    ):
         client.predict(handle_file(broken), api_name="/caption")
     with pytest.raises(exceptions.AppError, match="beam_size is 99; it must be a whole number"):
         client.predict(handle_file(photo), beam_size=99, api_name="/caption")
@@ -248,9 +253,9 @@ def test_the_pages_api_examples_work(url, photo, language):
     code = code.replace("http://127.0.0.1:7860", url)
     if language == "bash" and shutil.which("curl") is None:
         pytest.skip("no curl here")
-    program = [shutil.which("bash"), "-c"] if language == "bash" else ["python", "-c"]
+    program = "bash" if language == "bash" else sys.executable
     run = subprocess.run(
-        [*program, code], cwd=photo.parent, capture_output=True, text=True, timeout=120
+        [program, "-c", code], cwd=photo.parent, capture_output=True, text=True, timeout=WAIT
     )
     assert run.returncode == 0, run.stderr
     assert any(word in run.stdout for word in " ".join(CAPTIONS).split())
@@ -258,34 +263,34 @@ def test_the_pages_api_examples_work(url, photo, language):
 
 
 @pytest.mark.slow
-def test_a_visitor_uploads_a_picture_and_reads_its_caption(page, url, photo):
+def test_a_visitor_uploads_a_picture_and_reads_its_caption(visit, url, photo):
     elsewhere = []
-    page.on("request", lambda request: elsewhere.append(request.url))
-    page.reload()
-    page.set_input_files("#picture input[type=file]", photo)
-    page.wait_for_selector("#picture img")
-    page.click("#go")
-    page.wait_for_selector("#looks img")
-    caption = page.input_value("#caption textarea")
+    visit.on("request", lambda request: elsewhere.append(request.url))
+    visit.reload()
+    visit.set_input_files("#picture input[type=file]", photo)
+    visit.wait_for_selector("#picture img")
+    visit.click("#go")
+    visit.wait_for_selector("#looks img")
+    caption = visit.input_value("#caption textarea")
     assert set(caption.split()) <= set(" ".join(CAPTIONS).split())
-    assert page.locator("#looks .caption-label").all_inner_texts() == caption.split()
-    assert caption in page.inner_text("#table")
+    assert visit.locator("#looks .caption-label").all_inner_texts() == caption.split()
+    assert caption in visit.inner_text("#table")
     local = (url, "data:", "blob:")
     assert [asked for asked in elsewhere if not asked.startswith(local)] == []
 
 
 @pytest.mark.slow
-def test_a_visitor_is_told_what_is_wrong_with_a_picture(page, broken):
-    page.click("#go")
-    page.wait_for_selector("#note:has-text('there is no picture yet')")
-    page.set_input_files("#picture input[type=file]", broken)
-    page.wait_for_selector("#note [role=alert]", state="detached")
-    page.click("#go")
-    page.wait_for_selector("#note:has-text('broken.jpg is not a picture in a known format')")
+def test_a_visitor_is_told_what_is_wrong_with_a_picture(visit, broken):
+    visit.click("#go")
+    visit.wait_for_selector("#note:has-text('there is no picture yet')")
+    visit.set_input_files("#picture input[type=file]", broken)
+    visit.wait_for_selector("#note [role=alert]", state="detached")
+    visit.click("#go")
+    visit.wait_for_selector("#note:has-text('broken.jpg is not a picture in a known format')")
 
 
 @pytest.mark.slow
-def test_a_click_on_a_sample_captions_it(page):
-    page.locator("#examples button").first.click()
-    page.wait_for_selector("#looks img")
-    assert page.input_value("#caption textarea")
+def test_a_click_on_a_sample_captions_it(visit):
+    visit.locator("#examples button").first.click()
+    visit.wait_for_selector("#looks img")
+    assert visit.input_value("#caption textarea")

@@ -60,6 +60,11 @@ def test_the_preparation_uses_only_the_lower_half_of_the_library():
             assert LAYER[used] <= 3, f"{path.name} imports {used}"
 
 
+def test_the_page_uses_only_the_public_names_and_the_overlay():
+    for path in (ROOT / "app").glob("*.py"):
+        assert modules_used(path) & set(LAYER) <= {"attention"}, path.name
+
+
 def test_nltk_is_used_by_the_vocabulary_alone():
     users = {p.stem for p in (ROOT / "captioner").glob("*.py") if "nltk.tokenize" in imports_of(p)}
     assert users == {"vocabulary"}
