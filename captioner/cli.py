@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser
 from captioner import __version__
 from captioner.config import Config, DecodeConfig
 from captioner.errors import CaptionerError, ConfigError, DataError
+from captioner.metrics import METRICS
 
 DESCRIPTION = """Image captions from a pretrained CNN and an LSTM trained with h-detach.
 
@@ -117,15 +118,14 @@ def _evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", required=True, help="folder made by `python -m data_prep`")
     parser.add_argument("--split", default="val", help="train, val or test")
     parser.add_argument("--out", help="write the captions as a COCO result file")
-    parser.add_argument("--metrics", nargs="+", help="some of the metrics; all by default")
+    parser.add_argument("--metrics", nargs="+", choices=METRICS, help="all of them by default")
     parser.add_argument("--limit", type=int, default=0, help="only the first so many pictures")
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     _add_decode_arguments(parser)
     chosen = parser.read(arguments)
 
     from captioner.checkpoint import load
-    from captioner.evaluate import evaluate, write_results
-    from captioner.metrics import METRICS
+    from captioner.evaluate import evaluate
 
     started = time.monotonic()
     checkpoint = load(chosen.checkpoint)
@@ -138,10 +138,9 @@ def _evaluate(arguments: Sequence[str]) -> int:
         decode,
         metrics=tuple(chosen.metrics or METRICS),
         limit=chosen.limit,
+        results=out,
         progress=True,
     )
-    if out:
-        write_results(result.captions, out)
     if chosen.json:
         print(json.dumps(result.scores.values))
         return 0

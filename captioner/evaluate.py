@@ -64,10 +64,12 @@ def evaluate(
     *,
     metrics: Sequence[str] = METRICS,
     limit: int = 0,
+    results: Path | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Caption a split with a checkpoint and score the best caption of each picture.
 
+    The captions are written to `results` before they are scored, so that nothing costs them.
     Raises CheckpointError when the data's features come from another encoder than the checkpoint's,
     DataError when a picture of the split has no reference.
     """
@@ -80,6 +82,8 @@ def evaluate(
         image_id: " ".join(checkpoint.vocabulary.decode(hypotheses[0].tokens))
         for image_id, hypotheses in found.items()
     }
+    if results is not None:
+        write_results(captions, results)
     return Evaluation(captions, score(captions, references(dataset), metrics))
 
 

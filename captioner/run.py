@@ -138,7 +138,7 @@ def save_run(run: Run, log_bytes: int) -> None:
     """Save everything that `prepare` needs to go on exactly from here."""
     progress = replace(run.progress, seconds=run.seconds(), log_bytes=log_bytes)
     state = {
-        "settings": _settings(run.config),
+        "settings": _settings(run),
         "progress": asdict(progress),
         "decoder": run.decoder.state_dict(),
         "average": run.average.state_dict() if run.average is not None else None,
@@ -150,7 +150,7 @@ def save_run(run: Run, log_bytes: int) -> None:
 
 
 def _restore(run: Run, state: dict[str, Any]) -> None:
-    now, then = _settings(run.config), state["settings"]
+    now, then = _settings(run), state["settings"]
     changed = sorted(key for key in now if now[key] != then.get(key))
     if changed:
         key = changed[0]
@@ -168,12 +168,17 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(state["random_cuda"])
 
 
-def _settings(config: Config) -> dict[str, Any]:
-    """The settings that make a run what it is, flat."""
-    tree = {"model": asdict(config.model), "train": asdict(config.train)}
-    return {
+def _settings(run: Run) -> dict[str, Any]:
+    """What makes a run what it is, flat: its settings and the size of its data."""
+    tree = {"model": asdict(run.config.model), "train": asdict(run.config.train)}
+    settings = {
         f"{part}.{name}": value
         for part, values in tree.items()
         for name, value in values.items()
         if name not in FREE_TO_CHANGE
+    }
+    return settings | {
+        "data.images": len(run.data),
+        "data.words": len(run.data.vocabulary),
+        "data.encoder": asdict(run.data.store.encoder),
     }

@@ -19,6 +19,7 @@ from captioner.checkpoint import Checkpoint, save
 from captioner.config import Config, TrainConfig
 from captioner.data import Batch
 from captioner.decoder import Decoder, Prediction, Teacher
+from captioner.errors import ConfigError
 from captioner.evaluate import caption_split, references
 from captioner.journal import Journal
 from captioner.metrics import ReferenceScorer
@@ -85,6 +86,11 @@ def _train_epoch(run: Run, journal: Journal, stop: list[int], bar: tqdm[NoReturn
         run.optimizer.zero_grad()
         loss.backward()
         norm = _clip(run.decoder, settings)
+        if not math.isfinite(norm):
+            raise ConfigError(
+                f"the gradient is {norm} at step {progress.step + 1}: training diverged; lower "
+                "train.learning_rate or train.clip, and go on from the last save with --resume"
+            )
         run.optimizer.step()
         if run.average is not None:
             run.average.update_parameters(run.decoder)

@@ -117,6 +117,7 @@ def test_one_bad_picture_does_not_cost_the_others(untrained, capsys, tmp_path):
         (["train", "--data", "x", "--out", "y", "--train.epoch", "3"], "--train.epochs"),
         (["train", "--data", "nowhere", "--out", "y"], "no prepared data at nowhere"),
         (["evaluate", "checkpoints/none", "--data", "nowhere"], "no checkpoint"),
+        (["evaluate", "c", "--data", "d", "--metrics", "SPICE"], "'METEOR'"),
     ],
 )
 def test_what_goes_wrong_is_one_line_that_names_it(

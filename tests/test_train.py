@@ -122,6 +122,19 @@ def test_training_stops_when_cider_stands_still(tmp_path):
     assert train(config, show_progress=False).epochs == 2
 
 
+def test_a_run_that_diverges_stops_with_advice(tmp_path):
+    config = make_config(make_data(tmp_path / "data"), tmp_path / "run", learning_rate=1e30, clip=0)
+    with pytest.raises(ConfigError, match=r"training diverged; lower train.learning_rate"):
+        train(config, show_progress=False)
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path):
+    train(make_config(make_data(tmp_path / "data"), tmp_path / "run"), show_progress=False)
+    other = make_config(make_data(tmp_path / "other", pictures=3), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"data.images = 6, now it is 3"):
+        train(other, resume=True, show_progress=False)
+
+
 def test_there_must_be_something_to_resume(tmp_path):
     config = make_config(make_data(tmp_path / "data"), tmp_path / "run")
     with pytest.raises(CheckpointError, match="nothing to resume"):
