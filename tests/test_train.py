@@ -116,6 +116,16 @@ def test_a_run_leaves_checkpoints_logs_and_curves_and_is_not_overwritten(tmp_pat
         train(make_config(data, out, learning_rate=0.1), resume=True, show_progress=False)
 
 
+def test_mixed_precision_learns_about_the_same(tmp_path):
+    data = make_data(tmp_path / "data")
+    found = []
+    for precision in ("float32", "bfloat16"):
+        out = tmp_path / precision
+        train(make_config(data, out, precision=precision, epochs=1), show_progress=False)
+        found.append([e["train_loss"] for e in read_log(out) if "epoch" in e])
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
 def test_training_stops_when_cider_stands_still(tmp_path):
     config = make_config(
         make_data(tmp_path / "data"), tmp_path / "run", epochs=9, patience=1, learning_rate=1e-12

@@ -1,0 +1,52 @@
+"""Evaluating a checkpoint on prepared data."""
+
+import json
+
+import pytest
+import torch
+from tiny import CAPTIONS, CELLS, DIM, MODEL, make_data
+
+from captioner.checkpoint import Checkpoint
+from captioner.config import DecodeConfig, EncoderConfig
+from captioner.decoder import make_decoder
+from captioner.errors import CheckpointError, DataError, MetricError
+from captioner.evaluate import evaluate
+from captioner.vocabulary import Vocabulary
+
+WORDS = Vocabulary.build(CAPTIONS, 1)
+BEAM = DecodeConfig(beam_size=2, max_words=6)
+
+
+def untrained(encoder="efficientnet_lite0"):
+    torch.manual_seed(0)
+    decoder = make_decoder(MODEL, len(WORDS), DIM).eval()
+    return Checkpoint(decoder, MODEL, EncoderConfig(encoder), BEAM, WORDS, DIM, int(CELLS**0.5))
+
+
+@pytest.mark.slow
+def test_every_picture_of_the_split_is_captioned_and_written_as_a_coco_result_file(tmp_path):
+    data, out = make_data(tmp_path / "data"), tmp_path / "results" / "val.json"
+    result = evaluate(untrained(), data, "val", BEAM, metrics=("BLEU-1", "CIDEr"), results=out)
+    written = json.loads(out.read_text())
+    assert [entry["image_id"] for entry in written] == list(range(6, 12))
+    assert {entry["image_id"]: entry["caption"] for entry in written} == result.captions
+    assert list(result.scores.values) == ["BLEU-1", "CIDEr"]
+    first = evaluate(untrained(), data, "val", BEAM, metrics=("BLEU-1",), limit=2)
+    assert first.captions == {key: result.captions[key] for key in (6, 7)}
+
+
+def test_captions_are_kept_when_they_cannot_be_scored(tmp_path):
+    data, out = make_data(tmp_path / "data"), tmp_path / "val.json"
+    with pytest.raises(MetricError, match="no metric 'SPICE'"):
+        evaluate(untrained(), data, "val", BEAM, metrics=("SPICE",), results=out)
+    assert len(json.loads(out.read_text())) == 6
+
+
+def test_features_of_another_encoder_are_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="prepare the data with the checkpoint's encoder"):
+        evaluate(untrained("resnet18"), make_data(tmp_path / "data"), "val", BEAM)
+
+
+def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
+    with pytest.raises(DataError, match="has no split 'test'; it has train, val"):
+        evaluate(untrained(), make_data(tmp_path / "data"), "test", BEAM)
