@@ -20,12 +20,12 @@ setup: .venv/.ready
 demo: setup
 	@echo "== 1. Photographs, captioned by the shipped checkpoint"
 	$(BIN)/captioner caption checkpoints/samples --checkpoint checkpoints/flickr8k
-	$(BIN)/captioner caption checkpoints/samples/chelsea.jpg --checkpoint checkpoints/flickr8k \
-		--attention demo-output/chelsea.png
+	$(BIN)/captioner caption checkpoints/samples/astronaut.jpg --checkpoint checkpoints/flickr8k \
+		--attention demo-output/astronaut.png
 	@echo "== 2. Training: drawn shapes, about a minute"
 	$(MAKE) --no-print-directory train-toy
 	@echo
-	@echo "Where each word looked: demo-output/chelsea.png; the training curves: runs/toy/curves.png"
+	@echo "Where each word looked: demo-output/astronaut.png; the training curves: runs/toy/curves.png"
 	@echo "Now caption your own pictures in the browser: make app"
 
 train-toy: setup

@@ -60,6 +60,7 @@ def save(checkpoint: Checkpoint, folder: Path, *, half: bool = False, card: str 
             shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(weights, partial / "model.safetensors", {"format": "pt"})
+        (partial / "model.safetensors").chmod(0o644)  # the library makes it its owner's alone
         (partial / "config.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
         checkpoint.vocabulary.save(partial / "vocabulary.json")
         if card:
