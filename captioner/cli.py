@@ -7,6 +7,7 @@ import difflib
 import json
 import logging
 import os
+import re
 import sys
 import time
 from argparse import ArgumentError, Namespace
@@ -68,6 +69,11 @@ class _Parser(ArgumentParser):
         message = " ".join(message.replace("<class '", "").replace("'>", "").split())
         raise ConfigError(f"{message}; {self._hint(message)}") from None
 
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """The help without "default: null": what is not given is the checkpoint's own."""
+        text = re.sub(r",\s+default:\s+null\)", ")", super().format_help(*args, **kwargs))
+        return re.sub(r"\s*\(default:\s+null\)", "", text)
+
     def read(self, arguments: Sequence[str]) -> Namespace:
         """Parse, turning every complaint into a ConfigError."""
         try:
@@ -112,7 +118,8 @@ def _train(arguments: Sequence[str]) -> int:
 def _evaluate(arguments: Sequence[str]) -> int:
     parser = _Parser(
         prog="captioner evaluate",
-        description="Caption a split of prepared data and score the captions.",
+        description="Caption a split of prepared data and score the captions. "
+        "Search settings that are not given are the checkpoint's own.",
     )
     parser.add_argument("checkpoint", help="checkpoint folder or Hub id")
     parser.add_argument("--data", required=True, help="folder made by `python -m data_prep`")
@@ -156,7 +163,11 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
 
 def _caption(arguments: Sequence[str]) -> int:
-    parser = _Parser(prog="captioner caption", description="Caption pictures and folders of them.")
+    parser = _Parser(
+        prog="captioner caption",
+        description="Caption pictures and folders of them. "
+        "Search settings that are not given are the checkpoint's own.",
+    )
     parser.add_argument("pictures", nargs="+", help="picture files and folders")
     parser.add_argument("--checkpoint", required=True, help="checkpoint folder or Hub id")
     parser.add_argument("--recursive", action="store_true", help="also folders inside folders")
