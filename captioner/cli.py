@@ -36,17 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    commands = {"train": _train, "evaluate": _evaluate, "caption": _caption}
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(DESCRIPTION)
-        return 0
-    if arguments[0] == "--version":
-        print(__version__)
-        return 0
     try:
-        if arguments[0] not in commands:
-            raise ConfigError(f"no command {arguments[0]!r}; choose from {', '.join(commands)}")
-        return commands[arguments[0]](arguments[1:])
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
     except CaptionerError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -57,6 +50,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = "; `--resume` goes on from here" if arguments[0] == "train" else ""
         print(f"\nstopped{hint}", file=sys.stderr)
         return 130
+
+
+def _run(arguments: Sequence[str]) -> int:
+    commands = {"train": _train, "evaluate": _evaluate, "caption": _caption}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(DESCRIPTION)
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    if arguments[0] not in commands:
+        raise ConfigError(f"no command {arguments[0]!r}; choose from {', '.join(commands)}")
+    return commands[arguments[0]](arguments[1:])
 
 
 class _Parser(ArgumentParser):

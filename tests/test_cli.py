@@ -166,6 +166,12 @@ def test_help_and_version_are_quick_and_need_no_torch():
     assert "captioner train --config" in done.stdout
 
 
+def test_a_reader_that_has_enough_costs_no_traceback():
+    command = f"{sys.executable} -m captioner.cli --help | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == ""
+
+
 def test_the_python_api_of_the_readme(untrained):
     model = captioner.load(untrained)
     caption = model.caption(CAT, beam_size=5)
