@@ -58,13 +58,9 @@ class CaptionDataset:
                 f"{folder}: examples.json names rows that the features lack; run data_prep again"
             )
         self.tokens: list[list[list[int]]] = []
-        self._sided: list[bool] = []
         for example in self.examples:
             encoded = [self.vocabulary.encode(caption) for caption in example.captions]
             self.tokens.append([caption for caption in encoded if caption])
-            self._sided.append(
-                any(not _SIDES.isdisjoint(tokenize(caption)) for caption in example.captions)
-            )
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -73,9 +69,10 @@ class CaptionDataset:
         """Features (B, L, D) in float32 of the examples at `indices`."""
         picks = []
         for position, index in enumerate(indices):
-            mirror = mirrored is not None and mirrored[position] and not self._sided[index]
-            view = 1 if mirror and self.store.views == 2 else 0
-            picks.append(torch.from_numpy(self.store.values[self.examples[index].row, view].copy()))
+            example = self.examples[index]
+            mirror = mirrored is not None and mirrored[position] and self.store.views == 2
+            view = 1 if mirror and not _names_a_side(example) else 0
+            picks.append(torch.from_numpy(self.store.values[example.row, view].copy()))
         return torch.stack(picks).float()
 
     def batches(
@@ -140,6 +137,10 @@ def pack(features: Tensor, captions: Sequence[Sequence[Sequence[int]]]) -> Batch
         batch_sizes=batch_sizes,
         image=torch.tensor([image for _, image in rows]),
     )
+
+
+def _names_a_side(example: Example) -> bool:
+    return any(not _SIDES.isdisjoint(tokenize(caption)) for caption in example.captions)
 
 
 def _read_examples(folder: Path) -> list[Example]:

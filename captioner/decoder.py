@@ -108,7 +108,7 @@ class ShowTell(nn.Module):
         logits: list[Tensor] = []
         for t, tokens in enumerate(teacher.inputs.split(teacher.batch_sizes)):
             size = len(tokens)
-            tokens = _own_words(tokens, logits, sampling_prob)
+            tokens = _own_words(tokens, logits[-1] if logits else None, sampling_prob)
             x = self.dropout(self.embed(tokens)).unsqueeze(0)
             output, (h, c) = self.core(x, (h[:, :size], c[:, :size]), blocked[t + 1 : t + 2])
             logits.append(self.out(self.dropout(output[0])))
@@ -214,20 +214,20 @@ class ShowAttendTell(nn.Module):
         blocked = draw_blocked(len(sizes), detach_prob).tolist()
         words = self.dropout(self.embed(teacher.inputs))
         gates = self._word_gates(words).split(sizes)
-        own: list[Tensor] = []  # logits so far; kept for scheduled sampling only
+        tokens = teacher.inputs.split(sizes)
+        own: Tensor | None = None  # the last step's logits; computed for scheduled sampling only
         fed, hidden, contexts, attentions = [], [], [], []
         for t, (size, word) in enumerate(zip(sizes, words.split(sizes), strict=True)):
             h, c, image = h[:size], c[:size], teacher.image[:size]
             gate = gates[t]
             if sampling_prob and t:
-                tokens = teacher.inputs.split(sizes)[t]
-                word = self.dropout(self.embed(_own_words(tokens, own, sampling_prob)))
+                word = self.dropout(self.embed(_own_words(tokens[t], own, sampling_prob)))
                 gate = self._word_gates(word)
             query = h.detach() if blocked[t] and detach_attention else h
             context, attention = self._attend(memory, query, image)
             h, c = self._recur(gate, context, (h, c), blocked[t])
             if sampling_prob:
-                own.append(self._logits(word, h, context).detach())
+                own = self._logits(word, h, context)
             fed.append(word)
             hidden.append(h)
             contexts.append(context)
@@ -274,9 +274,9 @@ def make_decoder(config: ModelConfig, vocabulary_size: int, dim: int) -> Decoder
     return DECODERS[config.decoder](config, vocabulary_size, dim)
 
 
-def _own_words(tokens: Tensor, logits: list[Tensor], prob: float) -> Tensor:
+def _own_words(tokens: Tensor, logits: Tensor | None, prob: float) -> Tensor:
     """Replace each token, with probability `prob`, by a draw from the last step's logits."""
-    if not logits:
+    if logits is None:
         return tokens
-    drawn = torch.multinomial(logits[-1][: len(tokens)].detach().softmax(-1), 1).squeeze(1)
+    drawn = torch.multinomial(logits[: len(tokens)].detach().softmax(-1), 1).squeeze(1)
     return torch.where(torch.rand(len(tokens), device=tokens.device) < prob, drawn, tokens)

@@ -18,6 +18,7 @@ from captioner.decoder import Decoder
 from captioner.errors import CheckpointError, DataError
 from captioner.metrics import METRICS, Scores, score
 from captioner.search import Hypothesis, search
+from captioner.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,20 @@ def evaluate(
     found = caption_split(
         checkpoint.decoder, dataset, replace(decode, captions=1), limit=limit, progress=progress
     )
-    captions = {
-        image_id: " ".join(checkpoint.vocabulary.decode(hypotheses[0].tokens))
-        for image_id, hypotheses in found.items()
-    }
+    captions = best_captions(found, checkpoint.vocabulary)
     if results is not None:
         write_results(captions, results)
     return Evaluation(captions, score(captions, references(dataset), metrics))
+
+
+def best_captions(
+    found: Mapping[int, Sequence[Hypothesis]], vocabulary: Vocabulary
+) -> dict[int, str]:
+    """The text of each picture's best caption, by image id."""
+    return {
+        image_id: " ".join(vocabulary.decode(hypotheses[0].tokens))
+        for image_id, hypotheses in found.items()
+    }
 
 
 def references(dataset: CaptionDataset) -> dict[int, list[str]]:

@@ -20,7 +20,7 @@ from captioner.config import Config, TrainConfig
 from captioner.data import Batch
 from captioner.decoder import Decoder, Prediction, Teacher
 from captioner.errors import ConfigError
-from captioner.evaluate import caption_split, references
+from captioner.evaluate import best_captions, caption_split, references
 from captioner.journal import Journal
 from captioner.metrics import ReferenceScorer
 from captioner.objective import caption_loss, detach_probability, learning_rate
@@ -151,10 +151,7 @@ def validation_cider(decoder: Decoder, run: Run, scorer: ReferenceScorer) -> flo
     settings = run.config.train
     decode = replace(run.config.decode, beam_size=settings.eval_beam_size, captions=1, sample=False)
     found = caption_split(decoder, run.validation, decode, limit=settings.eval_images)
-    captions = {
-        image_id: " ".join(run.data.vocabulary.decode(hypotheses[0].tokens))
-        for image_id, hypotheses in found.items()
-    }
+    captions = best_captions(found, run.data.vocabulary)
     return scorer.score(captions, ("CIDEr",)).values["CIDEr"]
 
 
