@@ -7,16 +7,19 @@ ICLR 2019, arXiv 1810.03023, Algorithm 1.
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias, overload
+from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from captioner.buffers import Lease
 from captioner.errors import ConfigError
 
 State: TypeAlias = tuple[Tensor, Tensor]  # h and c
+Layer: TypeAlias = tuple[Tensor, "Tensor | None", Tensor, Tensor]  # hidden, cells, last h and c
 
 
 def draw_blocked(
@@ -37,6 +40,173 @@ def lstm_cell(gates: Tensor, cell: Tensor) -> State:
     i, f, g, o = gates.chunk(4, dim=-1)
     cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
     return o.sigmoid() * cell.tanh(), cell
+
+
+def lstm_cell_(
+    gates: Tensor, cell: Tensor, next_cell: Tensor, squashed: Tensor, hidden: Tensor
+) -> None:
+    """`lstm_cell` in place: fills next_cell, squashed = sigmoid(-2 next_cell) and hidden, (n, H).
+
+    tanh(x) = 1 - 2 sigmoid(-2x), and sigmoid is several times faster than tanh on a CPU, so one
+    sigmoid serves all four gates (n, 4H), which keep it for `lstm_cell_backward_`.
+    """
+    i, f, g, o = gates.chunk(4, 1)
+    g.mul_(-2)
+    gates.sigmoid_()
+    torch.addcmul(i, f, cell, out=next_cell).addcmul_(i, g, value=-2)
+    torch.mul(next_cell, -2, out=squashed).sigmoid_()
+    torch.addcmul(o, o, squashed, value=-2, out=hidden)
+
+
+def lstm_cell_backward_(
+    gates: Tensor,
+    cell: Tensor,
+    squashed: Tensor,
+    dh: Tensor,
+    dc: Tensor,
+    grad: Tensor,
+    slope: Tensor,
+) -> None:
+    """Fills `grad` (n, 4H), that of the gates, from dh and dc (n, H); dc becomes that of `cell`.
+
+    `slope` (n, H) is scratch, in the type of dc.
+    """
+    i, f, g, o = gates.chunk(4, 1)
+    torch.addcmul(gates, gates, gates, value=-1, out=grad)  # sigmoid' = s - s^2
+    di, df, dg, do = grad.chunk(4, 1)
+    do.addcmul_(do, squashed, value=-2).mul_(dh)
+    torch.addcmul(squashed, squashed, squashed, value=-1, out=slope).mul_(o)
+    dc.addcmul_(slope, dh, value=4)
+    di.addcmul_(di, g, value=-2)
+    df.mul_(cell)
+    dg.mul_(i).mul_(4)
+    grad.unflatten(1, (4, -1))[:, :3].mul_(dc.unsqueeze(1))
+    dc.mul_(f)
+
+
+class _Sequence(torch.autograd.Function):
+    """One layer over packed rows, forward and backward, without a graph per step.
+
+    The same function as `HDetachLSTM._define_layer`. Input products are one product for all steps,
+    weight gradients one a block of steps, and the product W_hh^T delta of a blocked step is never
+    computed.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        weight_ih: Tensor,
+        weight_hh: Tensor,
+        bias: Tensor | None,
+        batch_sizes: list[int],
+        blocked: list[bool],
+        detach: str,
+        with_cells: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """hidden (rows, H), cells (rows, H) if asked for, and the last h and c (B, H)."""
+        H, lease = weight_hh.shape[1], Lease()
+        precise = torch.promote_types(x.dtype, torch.float32)  # of c, under bfloat16
+        gates = lease.take(len(x), 4 * H, like=x)
+        squashed = lease.take(len(x), H, like=x, dtype=precise)
+        hidden = x.new_empty(len(x), H)
+        cells = lease.take(len(x), H, like=x, dtype=precise)
+        if bias is None:
+            torch.mm(x, weight_ih.t(), out=gates)
+        else:
+            torch.addmm(bias, x, weight_ih.t(), out=gates)
+        last_h, last_c = h0.clone(), c0.to(precise, copy=True)
+        h, c = last_h, last_c
+        steps = zip(*(b.split(batch_sizes) for b in (gates, squashed, hidden, cells)), strict=True)
+        for gate, squash, next_h, next_c in steps:
+            size = len(gate)
+            if size < len(h):  # sequences that ended leave their state behind
+                last_h[size : len(h)], last_c[size : len(h)] = h[size:], c[size:]
+                h, c = h[:size], c[:size]
+            lstm_cell_(gate.addmm_(h, weight_hh.t()), c, next_c, squash, next_h)
+            h, c = next_h, next_c
+        last_h[: len(h)], last_c[: len(h)] = h, c
+        ctx.save_for_backward(x, h0, c0, weight_ih, weight_hh, hidden)
+        ctx.gates, ctx.squashed, ctx.cells, ctx.lease = gates, squashed, cells, lease
+        ctx.batch_sizes, ctx.blocked, ctx.detach = batch_sizes, blocked, detach
+        ctx.bias = bias is not None
+        ctx.set_materialize_grads(False)
+        return hidden, cells.clone() if with_cells else None, last_h, last_c.to(c0.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, d_hidden: Tensor | None, d_cells: Tensor | None, dh: Tensor | None, dc: Any
+    ) -> tuple[Tensor | None, ...]:
+        x, h0, c0, weight_ih, weight_hh, hidden = ctx.saved_tensors
+        cells = ctx.cells
+        sizes, lease = ctx.batch_sizes, Lease()
+        dh = torch.zeros_like(h0) if dh is None else dh.clone()
+        dc = torch.zeros_like(c0) if dc is None else dc.clone()
+        dc = dc.to(cells.dtype)
+        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        dw_ih, dw_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
+        db = weight_hh.new_zeros(len(weight_hh))
+        gates, squashed = ctx.gates.split(sizes), ctx.squashed.split(sizes)
+        h_before, c_before = [h0, *hidden.split(sizes)], [c0, *cells.split(sizes)]
+        from_output = d_hidden.split(sizes) if d_hidden is not None else None
+        from_cells = d_cells.split(sizes) if d_cells is not None else None
+        blocks, end = _blocks(sizes), len(x)
+        most = max(sum(sizes[t] for t in steps) for steps in blocks)
+        all_deltas = lease.take(most, weight_hh.shape[0], like=x)
+        all_before = lease.take(most, weight_hh.shape[1], like=x)
+        slope = torch.empty_like(dc)
+        for steps in reversed(blocks):
+            lengths = [sizes[t] for t in steps]
+            deltas, before = all_deltas[: sum(lengths)], all_before[: sum(lengths)]
+            torch.cat([h_before[t][: sizes[t]] for t in steps], out=before)
+            for t, delta in zip(reversed(steps), reversed(deltas.split(lengths)), strict=True):
+                size = sizes[t]
+                dh_t, dc_t = dh[:size], dc[:size]
+                if from_output is not None:
+                    dh_t += from_output[t]
+                if from_cells is not None:
+                    dc_t += from_cells[t]
+                lstm_cell_backward_(
+                    gates[t], c_before[t][:size], squashed[t], dh_t, dc_t, delta, slope[:size]
+                )
+                if ctx.blocked[t] and ctx.detach == "h":
+                    dh_t.zero_()
+                else:
+                    torch.mm(delta, weight_hh, out=dh_t)
+                if ctx.blocked[t] and ctx.detach == "c":
+                    dc_t.zero_()
+            start = end - len(deltas)
+            beta = 0 if steps is blocks[-1] else 1  # 0 fills the gradient, 1 adds to it
+            dw_hh.addmm_(deltas.t(), before, beta=beta)
+            dw_ih.addmm_(deltas.t(), x[start:end], beta=beta)
+            db += deltas.sum(0)
+            if dx is not None:
+                torch.mm(deltas, weight_ih, out=dx[start:end])
+            end = start
+        stopped = ctx.detach if ctx.blocked[0] else ""
+        return (
+            dx,
+            None if stopped == "h" else dh,
+            None if stopped == "c" else dc.to(c0.dtype),
+            dw_ih,
+            dw_hh,
+            db if ctx.bias else None,
+            *(None,) * 4,
+        )
+
+
+def _blocks(batch_sizes: list[int]) -> list[range]:
+    """Runs of steps with some 1,600 rows each: their gradients stay in the cache."""
+    blocks, first, rows = [], 0, 0
+    for t, size in enumerate(batch_sizes):
+        rows += size
+        if rows >= 1600 or t + 1 == len(batch_sizes):
+            blocks.append(range(first, t + 1))
+            first, rows = t + 1, 0
+    return blocks
 
 
 class HDetachLSTM(nn.Module):
@@ -60,6 +230,7 @@ class HDetachLSTM(nn.Module):
         share_detach: one draw for all layers, as the authors' code, or one per layer.
         detach: "h", or "c" for the paper's ablation that blocks the cell state instead.
         generator: of the draws; torch's default one if None.
+        fused: False runs the definition step by step, for second derivatives and comparisons.
 
     Shapes: input (T, B, I), (B, T, I) with batch_first, (T, I) or a PackedSequence; h and c
         (num_layers, B, H); output like the input with H in place of I.
@@ -85,6 +256,7 @@ class HDetachLSTM(nn.Module):
         share_detach: bool = True,
         detach: Literal["h", "c"] = "h",
         generator: torch.Generator | None = None,
+        fused: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -101,7 +273,7 @@ class HDetachLSTM(nn.Module):
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
         self.detach_prob, self.share_detach, self.detach = detach_prob, share_detach, detach
-        self.generator = generator
+        self.generator, self.fused = generator, fused
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size
             for name, shape in (
@@ -154,7 +326,7 @@ class HDetachLSTM(nn.Module):
             batch_sizes = input.batch_sizes.tolist()
             if hx is not None and input.sorted_indices is not None:
                 hx = (hx[0][:, input.sorted_indices], hx[1][:, input.sorted_indices])
-            output, (h, c) = self._layers(input.data, batch_sizes, hx, blocked)
+            output, _, (h, c) = self.run(input.data, batch_sizes, hx, blocked)
             if input.unsorted_indices is not None:
                 h, c = h[:, input.unsorted_indices], c[:, input.unsorted_indices]
             packed = PackedSequence(
@@ -173,41 +345,82 @@ class HDetachLSTM(nn.Module):
         if single and hx is not None:
             hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         steps, batch = x.shape[:2]
-        flat, (h, c) = self._layers(x.flatten(0, 1), [batch] * steps, hx, blocked)
+        flat, _, (h, c) = self.run(x.flatten(0, 1), [batch] * steps, hx, blocked)
         output = flat.view(steps, batch, self.hidden_size)
         if single:
             return output.squeeze(1), (h.squeeze(1), c.squeeze(1))
         return (output.transpose(0, 1) if self.batch_first else output), (h, c)
 
-    def _layers(
-        self, x: Tensor, batch_sizes: list[int], hx: State | None, blocked: Tensor | None
-    ) -> tuple[Tensor, State]:
-        """All layers over packed rows x (sum of batch_sizes, I), longest sequences first."""
-        steps = len(batch_sizes)
+    def run(
+        self,
+        x: Tensor,
+        batch_sizes: list[int],
+        hx: State | None = None,
+        blocked: Tensor | None = None,
+        with_cells: bool = False,
+    ) -> tuple[Tensor, Tensor | None, State]:
+        """`forward` on packed rows x (sum of batch_sizes, I), longest sequences first.
+
+        Returns hidden (rows, H) and, if asked for, c of every step (rows, H) of the last layer, and
+        the last (h, c) of all layers.
+        """
         if blocked is None:
-            blocked = self.draw(steps)
-        pattern = blocked.expand(self.num_layers, steps).tolist()
+            blocked = self.draw(len(batch_sizes))
+        pattern = blocked.expand(self.num_layers, len(batch_sizes)).tolist()
         if hx is None:
             zeros = x.new_zeros(self.num_layers, batch_sizes[0], self.hidden_size)
             hx = (zeros, zeros)
+        layer_of = self._define_layer if self._plain() else self._fused_layer
         last_h, last_c = [], []
         for layer in range(self.num_layers):
-            x, (h, c) = self._layer(
-                layer, x, batch_sizes, (hx[0][layer], hx[1][layer]), pattern[layer]
+            x, cells, h, c = layer_of(
+                layer, x, hx[0][layer], hx[1][layer], batch_sizes, pattern[layer], with_cells
             )
             last_h.append(h)
             last_c.append(c)
             if layer + 1 < self.num_layers:
                 x = F.dropout(x, self.dropout, self.training)
-        return x, (torch.stack(last_h), torch.stack(last_c))
+        return x, cells, (torch.stack(last_h), torch.stack(last_c))
 
-    def _layer(
-        self, layer: int, x: Tensor, batch_sizes: list[int], state: State, blocked: list[bool]
-    ) -> tuple[Tensor, State]:
+    def _plain(self) -> bool:
+        """Whether the definition is to run: asked for, or traced by a compiler or exporter."""
+        return not self.fused or torch.compiler.is_compiling()
+
+    def _fused_layer(
+        self,
+        layer: int,
+        x: Tensor,
+        h: Tensor,
+        c: Tensor,
+        batch_sizes: list[int],
+        blocked: list[bool],
+        with_cells: bool,
+    ) -> Layer:
+        weights, bias = self._weights(layer)
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            low = torch.get_autocast_dtype(kind)
+            x, h, bias = x.to(low), h.to(low), bias if bias is None else bias.to(low)
+            weights = (weights[0].to(low), weights[1].to(low))
+        with torch.autocast(kind, enabled=False):
+            out: Layer = _Sequence.apply(
+                x, h, c, *weights, bias, batch_sizes, blocked, self.detach, with_cells
+            )
+        return out
+
+    def _define_layer(
+        self,
+        layer: int,
+        x: Tensor,
+        h: Tensor,
+        c: Tensor,
+        batch_sizes: list[int],
+        blocked: list[bool],
+        with_cells: bool,
+    ) -> Layer:
         """The definition, one step after another; rows whose sequence has ended leave."""
         gates = self.input_gates(x, layer)  # (rows, 4H): one product for all steps
-        h, c = state
-        outputs, ended_h, ended_c = [], [], []
+        outputs, cells, ended_h, ended_c = [], [], [], []
         for size, gate, block in zip(batch_sizes, gates.split(batch_sizes), blocked, strict=True):
             if size < len(h):
                 ended_h.append(h[size:])
@@ -215,16 +428,14 @@ class HDetachLSTM(nn.Module):
                 h, c = h[:size], c[:size]
             h, c = self.step(gate, (h, c), block, layer)
             outputs.append(h)
-        ended_h.append(h)
-        ended_c.append(c)
-        return torch.cat(outputs), (torch.cat(ended_h[::-1]), torch.cat(ended_c[::-1]))
+            cells.append(c)
+        last_h, last_c = torch.cat([h, *ended_h[::-1]]), torch.cat([c, *ended_c[::-1]])
+        return torch.cat(outputs), torch.cat(cells) if with_cells else None, last_h, last_c
 
     def input_gates(self, x: Tensor, layer: int = 0) -> Tensor:
         """The part of the gates that the input alone gives, with both biases: (..., 4H)."""
-        bias = None
-        if self.bias:
-            bias = self.get_parameter(f"bias_ih_l{layer}") + self.get_parameter(f"bias_hh_l{layer}")
-        return F.linear(x, self.get_parameter(f"weight_ih_l{layer}"), bias)
+        (weight_ih, _), bias = self._weights(layer)
+        return F.linear(x, weight_ih, bias)
 
     def step(self, input_gates: Tensor, state: State, blocked: bool, layer: int = 0) -> State:
         """One time step from `input_gates` (n, 4H): the next (h, c), each (n, H)."""
@@ -234,5 +445,10 @@ class HDetachLSTM(nn.Module):
                 h = h.detach()
             else:
                 c = c.detach()
-        weight = self.get_parameter(f"weight_hh_l{layer}")
-        return lstm_cell(input_gates + F.linear(h, weight), c)
+        return lstm_cell(input_gates + F.linear(h, self._weights(layer)[0][1]), c)
+
+    def _weights(self, layer: int) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+        """W_ih and W_hh of a layer, and the sum of its two biases."""
+        get = self.get_parameter
+        bias = get(f"bias_ih_l{layer}") + get(f"bias_hh_l{layer}") if self.bias else None
+        return (get(f"weight_ih_l{layer}"), get(f"weight_hh_l{layer}")), bias

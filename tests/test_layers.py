@@ -7,9 +7,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
-    ("errors",),
-    ("config", "vocabulary"),
-    ("images", "features", "lstm", "search", "metrics", "journal"),
+    ("errors", "buffers"),
+    ("config", "vocabulary", "lstm", "additive"),
+    ("images", "features", "search", "metrics", "journal", "recurrence"),
     ("encoder", "decoder", "data"),
     ("checkpoint", "objective"),
     ("pipeline", "evaluate", "run"),
