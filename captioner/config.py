@@ -36,16 +36,18 @@ class ModelConfig:
     """Shape of the decoder.
 
     Args:
-        decoder: show_tell (no attention) or show_attend_tell (soft attention).
+        decoder: show_tell (no attention), show_attend_tell (soft attention) or adaptive (attention
+            that may look away from the picture).
         embed_dim: size E of a word embedding.
         hidden_dim: size H of the LSTM.
-        attention_dim: size A of the attention space (show_attend_tell).
-        feature_dim: project features to this size first; 0 uses them as they are.
+        attention_dim: size A of the attention space.
+        feature_dim: project features to this size first; 0 uses them as they are
+            (show_attend_tell).
         num_layers: stacked LSTM layers (show_tell).
         dropout: on the features, the embeddings and the output layer.
     """
 
-    decoder: Literal["show_tell", "show_attend_tell"] = "show_attend_tell"
+    decoder: Literal["show_tell", "show_attend_tell", "adaptive"] = "show_attend_tell"
     embed_dim: int = 512
     hidden_dim: int = 512
     attention_dim: int = 512

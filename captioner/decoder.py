@@ -8,24 +8,25 @@ names its picture (`image`), so a picture's features are projected once for all 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence
 
+from captioner.additive import AdditiveScores, Places
 from captioner.config import ModelConfig
 from captioner.lstm import HDetachLSTM, State, draw_blocked
+from captioner.recurrence import AttendRecurrence, Rows
 
 
 @dataclass(frozen=True)
 class Memory:
     """What a decoder keeps of each picture while it writes; never copied per caption."""
 
-    values: Tensor  # (B, L, D) show_attend_tell; (B, E) show_tell
-    keys: Tensor | None = None  # (B, L, A)
+    values: Tensor  # (B, L, D) show_attend_tell; (B, L, H) adaptive; (B, E) show_tell
+    keys: Tensor | None = None  # (B, L, A), doubled as AdditiveScores wants them
+    whole: Tensor | None = None  # (B, E) the picture as a whole; adaptive
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,20 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `forward` returns for every real token of a batch."""
+    """What `forward` returns for every real token of a batch.
 
-    logits: Tensor  # (tokens, V)
-    attention: Tensor | None  # (tokens, L)
+    The loss takes `hidden` and `out`, piece by piece, so that no logits of a whole batch live.
+    """
+
+    hidden: Tensor  # (tokens, X)
+    out: nn.Linear  # to the vocabulary
+    attention: Tensor | None  # (tokens, L), where the loss should see it
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits (tokens, V)."""
+        logits: Tensor = self.out(self.hidden)
+        return logits
 
 
 class ShowTell(nn.Module):
@@ -101,57 +112,32 @@ class ShowTell(nn.Module):
         picture = self._memory(features).values[teacher.image]  # (rows, E)
         if sampling_prob == 0:
             x = torch.cat([picture, self.dropout(self.embed(teacher.inputs))])
-            packed, _ = self.core(PackedSequence(x, torch.tensor(sizes)), blocked=blocked)
-            return Prediction(self.out(self.dropout(packed.data[rows:])), None)
+            output, _, _ = self.core.run(x, sizes, None, blocked)
+            return Prediction(self.dropout(output[rows:]), self.out, None)
 
         _, (h, c) = self.core(picture.unsqueeze(0), blocked=blocked[:1])
-        logits: list[Tensor] = []
+        hidden: list[Tensor] = []
         for t, tokens in enumerate(teacher.inputs.split(teacher.batch_sizes)):
             size = len(tokens)
-            tokens = _own_words(tokens, logits[-1] if logits else None, sampling_prob)
+            tokens = _own_words(tokens, self.out(hidden[-1]) if hidden else None, sampling_prob)
             x = self.dropout(self.embed(tokens)).unsqueeze(0)
             output, (h, c) = self.core(x, (h[:, :size], c[:, :size]), blocked[t + 1 : t + 2])
-            logits.append(self.out(self.dropout(output[0])))
-        return Prediction(torch.cat(logits), None)
+            hidden.append(self.dropout(output[0]))
+        return Prediction(torch.cat(hidden), self.out, None)
 
     def _memory(self, features: Tensor) -> Memory:
         return Memory(self.dropout(self.image(features.mean(1))))
-
-
-class _AdditiveScores(torch.autograd.Function):
-    """Scores (n, L) of additive attention, without a graph of (n, L, A) intermediates.
-
-    score . tanh(x) equals 2 score . sigmoid(2x) less a constant, which the softmax cancels, and
-    sigmoid is several times faster than tanh: keys (B, L, A), query (n, A) and score (A,) come
-    already doubled.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, keys: Tensor, query: Tensor, score: Tensor, image: Tensor) -> Tensor:
-        mixed = keys[image].add_(query.unsqueeze(1)).sigmoid_()  # (n, L, A)
-        ctx.save_for_backward(mixed, score, image)
-        ctx.pictures = len(keys)
-        return mixed @ score
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        mixed, score, image = ctx.saved_tensors
-        grad_score = grad.flatten() @ mixed.flatten(0, 1)
-        # sigmoid' = s - s^2; d score is multiplied last, on the sums.
-        slope = torch.addcmul(mixed, mixed, mixed, value=-1).mul_(grad.unsqueeze(-1))
-        grad_query = slope.sum(1) * score
-        grad_keys = slope.new_zeros(ctx.pictures, *slope.shape[1:])
-        grad_keys = grad_keys.index_add_(0, image, slope).mul_(score)
-        return grad_keys, grad_query, grad_score, None
 
 
 class ShowAttendTell(nn.Module):
     """Soft attention over the grid, gated context, deep output.
 
     Source: Xu et al., "Show, Attend and Tell", ICML 2015, equations 1-7 and section 4.2.1. The
-    attention scores use tanh, as in Bahdanau et al. 2015.
+    attention scores use tanh, as in Bahdanau et al. 2015. `fused` = False trains by the definition,
+    one step after another.
     """
+
+    fused = True
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, dim: int):
         super().__init__()
@@ -182,16 +168,18 @@ class ShowAttendTell(nn.Module):
         values = self.dropout(values)
         mean = values.mean(1)
         state = (self.init_h(mean).tanh(), self.init_c(mean).tanh())
-        return Memory(values, 2 * self.key(values)), state  # doubled for _AdditiveScores
+        return Memory(values, 2 * self.key(values)), state
 
     def step(
         self, memory: Memory, tokens: Tensor, state: State, image: Tensor
     ) -> tuple[Tensor, State, Tensor]:
         """Logits (n, V) after `tokens` (n,), the next state, and the attention (n, L) it used."""
         words = self.dropout(self.embed(tokens))
-        context, attention = self._attend(memory, state[0], image)
+        places = Places.of(image, len(memory.values))
+        context, attention = self._attend(memory, state[0], image, places)
         h, c = self._recur(self._word_gates(words), context, state, blocked=False)
-        return self._logits(words, h, context), (h, c), attention
+        logits: Tensor = self.out(self._deep(words, h, context))
+        return logits, (h, c), attention
 
     def forward(
         self,
@@ -209,43 +197,68 @@ class ShowAttendTell(nn.Module):
         model's own (scheduled sampling).
         """
         memory, (h, c) = self.start(features)
-        h, c = h[teacher.image], c[teacher.image]
-        sizes = teacher.batch_sizes
-        blocked = draw_blocked(len(sizes), detach_prob).tolist()
+        blocked = draw_blocked(len(teacher.batch_sizes), detach_prob).tolist()
+        rows = Rows(teacher.image, teacher.batch_sizes, blocked, detach_attention)
+        state = (h[rows.image], c[rows.image])
         words = self.dropout(self.embed(teacher.inputs))
+        if self.fused and sampling_prob == 0 and _fusible(words):
+            hidden, context, attention = self._fused(words, memory, state, rows)
+        else:
+            words, hidden, context, attention = self._define(
+                teacher, words, memory, state, rows, sampling_prob
+            )
+        return Prediction(self._deep(words, hidden, context), self.out, attention)
+
+    def _fused(
+        self, words: Tensor, memory: Memory, state: State, rows: Rows
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        out: tuple[Tensor, Tensor, Tensor] = AttendRecurrence.apply(
+            words, memory.keys, memory.values, *state, self.query.weight, self.gate.weight,
+            self.gate.bias, self.score, self.core.weight_ih_l0, self.core.weight_hh_l0,
+            self.core.bias_ih_l0 + self.core.bias_hh_l0, rows,
+        )  # fmt: skip
+        return out
+
+    def _define(
+        self,
+        teacher: Teacher,
+        words: Tensor,
+        memory: Memory,
+        state: State,
+        rows: Rows,
+        sampling_prob: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The definition, step by step; also the words fed, the model's own among them."""
+        sizes, (h, c) = rows.batch_sizes, state
+        places = Places.of(rows.image, len(memory.values))
         gates = self._word_gates(words).split(sizes)
         tokens = teacher.inputs.split(sizes)
         own: Tensor | None = None  # the last step's logits; computed for scheduled sampling only
         fed, hidden, contexts, attentions = [], [], [], []
         for t, (size, word) in enumerate(zip(sizes, words.split(sizes), strict=True)):
-            h, c, image = h[:size], c[:size], teacher.image[:size]
+            h, c = h[:size], c[:size]
             gate = gates[t]
             if sampling_prob and t:
                 word = self.dropout(self.embed(_own_words(tokens[t], own, sampling_prob)))
                 gate = self._word_gates(word)
-            query = h.detach() if blocked[t] and detach_attention else h
-            context, attention = self._attend(memory, query, image)
-            h, c = self._recur(gate, context, (h, c), blocked[t])
+            query = h.detach() if rows.blocked[t] and rows.detach_attention else h
+            context, attention = self._attend(memory, query, rows.image[:size], places.first(size))
+            h, c = self._recur(gate, context, (h, c), rows.blocked[t])
             if sampling_prob:
-                own = self._logits(word, h, context)
+                own = self.out(self._deep(word, h, context))
             fed.append(word)
             hidden.append(h)
             contexts.append(context)
             attentions.append(attention)
-        logits = self._logits(torch.cat(fed), torch.cat(hidden), torch.cat(contexts))
-        return Prediction(logits, torch.cat(attentions))
+        return torch.cat(fed), torch.cat(hidden), torch.cat(contexts), torch.cat(attentions)
 
-    def _attend(self, memory: Memory, h: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    def _attend(
+        self, memory: Memory, h: Tensor, image: Tensor, places: Places
+    ) -> tuple[Tensor, Tensor]:
         """Gated context z = beta * sum_i alpha_i a_i (n, D) and the attention alpha (n, L)."""
-        assert memory.keys is not None
-        pictures, cells, _ = memory.values.shape
-        scores = _AdditiveScores.apply(memory.keys, 2 * self.query(h), 2 * self.score, image)
-        attention = scores.softmax(-1)
-        # One product with all pictures' cells, zeros for the pictures of other rows, is faster than
-        # a copy of the features for every row.
-        spread = attention.new_zeros(len(h), pictures, cells)
-        spread = spread.index_put((torch.arange(len(h), device=h.device), image), attention)
-        context = spread.flatten(1) @ memory.values.flatten(0, 1)  # (n, D)
+        scores = AdditiveScores.apply(memory.keys, 2 * self.query(h), 2 * self.score, image)
+        attention: Tensor = scores.softmax(-1)
+        context = places.weighted_sum(attention, memory.values)
         return self.gate(h).sigmoid() * context, attention
 
     def _word_gates(self, words: Tensor) -> Tensor:
@@ -256,22 +269,140 @@ class ShowAttendTell(nn.Module):
         weight = self.core.weight_ih_l0[:, self.config.embed_dim :]
         return self.core.step(gates + F.linear(context, weight), state, blocked)
 
-    def _logits(self, words: Tensor, h: Tensor, context: Tensor) -> Tensor:
-        deep: Tensor = words + self.out_h(self.dropout(h)) + self.out_z(context)
-        logits: Tensor = self.out(self.dropout(deep.tanh()))
-        return logits
+    def _deep(self, words: Tensor, h: Tensor, context: Tensor) -> Tensor:
+        """The deep output layer (n, E), Xu et al. 2015, equation 7, before the vocabulary."""
+        deep = words + self.out_h(self.dropout(h)) + self.out_z(context)
+        dropped: Tensor = self.dropout(deep.tanh())
+        return dropped
 
 
-Decoder: TypeAlias = ShowTell | ShowAttendTell
-DECODERS: dict[str, type[ShowTell] | type[ShowAttendTell]] = {
+class Adaptive(nn.Module):
+    """Attention that may look away: over the grid and a visual sentinel, what the LSTM knows.
+
+    Source: Lu et al., "Knowing When to Look", CVPR 2017, equations 3-13.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int, dim: int):
+        super().__init__()
+        self.config = config
+        E, H, A = config.embed_dim, config.hidden_dim, config.attention_dim
+        self.project = nn.Linear(dim, H)
+        self.whole = nn.Linear(dim, E)
+        self.embed = nn.Embedding(vocabulary_size, E)
+        self.core = HDetachLSTM(2 * E, H)
+        self.sentinel_x = nn.Linear(2 * E, H)
+        self.sentinel_h = nn.Linear(H, H, bias=False)
+        self.key = nn.Linear(H, A)
+        self.sentinel_key = nn.Linear(H, A)
+        self.query = nn.Linear(H, A, bias=False)
+        self.score = nn.Parameter(torch.empty(A))
+        self.out = nn.Linear(H, vocabulary_size)
+        self.dropout = nn.Dropout(config.dropout)
+        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
+        nn.init.uniform_(self.score, -(A**-0.5), A**-0.5)
+
+    def start(self, features: Tensor) -> tuple[Memory, State]:
+        """Project features (B, L, D) once; h and c (B, H) are zero."""
+        values = self.dropout(F.relu(self.project(features)))
+        whole = self.dropout(F.relu(self.whole(features.mean(1))))
+        zeros = values.new_zeros(len(values), self.config.hidden_dim)
+        return Memory(values, 2 * self.key(values), whole), (zeros, zeros)
+
+    def step(
+        self, memory: Memory, tokens: Tensor, state: State, image: Tensor
+    ) -> tuple[Tensor, State, Tensor]:
+        """Logits (n, V) after `tokens` (n,), the next state, and the attention (n, L) it used.
+
+        The attention is that over the picture alone: each row sums to 1, whatever the sentinel got.
+        """
+        x = self._inputs(memory, tokens, image)
+        h, c = self.core.step(self.core.input_gates(x), state, blocked=False)
+        seen, attention = self._look(memory, x, state[0], h, c, image)
+        logits: Tensor = self.out(self.dropout(seen + h))
+        return logits, (h, c), attention
+
+    def forward(
+        self,
+        features: Tensor,
+        teacher: Teacher,
+        *,
+        detach_prob: float = 0.0,
+        detach_attention: bool = False,
+        sampling_prob: float = 0.0,
+    ) -> Prediction:
+        """Logits for every token of the teacher's captions.
+
+        detach_prob blocks h in the LSTM (h-detach); detach_attention has no meaning here, since the
+        attention is no part of the recurrence; sampling_prob is the share of input words replaced
+        by the model's own (scheduled sampling).
+        """
+        memory, (h, c) = self.start(features)
+        h, c = h[teacher.image], c[teacher.image]
+        sizes = teacher.batch_sizes
+        blocked = draw_blocked(len(sizes), detach_prob)
+        if sampling_prob == 0:
+            image = torch.cat([teacher.image[:size] for size in sizes])
+            x = self._inputs(memory, teacher.inputs, image)
+            output, cells, _ = self.core.run(x, sizes, (h[None], c[None]), blocked, with_cells=True)
+            assert cells is not None
+            steps = [h, *output.split(sizes)]
+            before = torch.cat([h[:size] for h, size in zip(steps, sizes, strict=False)])
+            seen, _ = self._look(memory, x, before, output, cells, image)
+            return Prediction(self.dropout(seen + output), self.out, None)
+
+        hidden: list[Tensor] = []
+        for t, tokens in enumerate(teacher.inputs.split(sizes)):
+            before, c, image = h[: len(tokens)], c[: len(tokens)], teacher.image[: len(tokens)]
+            tokens = _own_words(tokens, self.out(hidden[-1]) if hidden else None, sampling_prob)
+            x = self._inputs(memory, tokens, image)
+            h, c = self.core.step(self.core.input_gates(x), (before, c), bool(blocked[t]))
+            seen, _ = self._look(memory, x, before, h, c, image)
+            hidden.append(self.dropout(seen + h))
+        return Prediction(torch.cat(hidden), self.out, None)
+
+    def _inputs(self, memory: Memory, tokens: Tensor, image: Tensor) -> Tensor:
+        """x = [word, whole picture] (n, 2E)."""
+        assert memory.whole is not None
+        return torch.cat([self.dropout(self.embed(tokens)), memory.whole[image]], 1)
+
+    def _look(
+        self, memory: Memory, x: Tensor, before: Tensor, h: Tensor, c: Tensor, image: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the word sees (n, H), of picture and sentinel, and the attention (n, L).
+
+        Takes h before the step, and h and c after it, each (n, H).
+        """
+        sentinel = (self.sentinel_x(x) + self.sentinel_h(before)).sigmoid() * c.tanh()
+        sentinel = self.dropout(sentinel)
+        query, score = 2 * self.query(h), 2 * self.score
+        cells: Tensor = AdditiveScores.apply(memory.keys, query, score, image)  # (n, L)
+        own = (2 * self.sentinel_key(sentinel) + query).sigmoid() @ score  # (n,)
+        shares = torch.cat([cells, own.unsqueeze(1)], 1).softmax(-1)
+        weights, beta = shares[:, :-1], shares[:, -1:]
+        seen = Places.of(image, len(memory.values)).weighted_sum(weights, memory.values)
+        return seen + beta * sentinel, cells.softmax(-1)
+
+
+Decoder: TypeAlias = ShowTell | ShowAttendTell | Adaptive
+DECODERS: dict[str, type[ShowTell] | type[ShowAttendTell] | type[Adaptive]] = {
     "show_tell": ShowTell,
     "show_attend_tell": ShowAttendTell,
+    "adaptive": Adaptive,
 }
 
 
 def make_decoder(config: ModelConfig, vocabulary_size: int, dim: int) -> Decoder:
     """The decoder that `config.decoder` names, for features of size `dim`."""
     return DECODERS[config.decoder](config, vocabulary_size, dim)
+
+
+def _fusible(words: Tensor) -> bool:
+    """Whether `AttendRecurrence` pays: on a CPU, in full precision, not traced by a compiler."""
+    return not (
+        words.device.type != "cpu"
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+    )
 
 
 def _own_words(tokens: Tensor, logits: Tensor | None, prob: float) -> Tensor:

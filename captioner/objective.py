@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
+from captioner.buffers import Lease
 from captioner.config import TrainConfig
 from captioner.decoder import Prediction
+
+_PIECE = 5_000_000  # logits at once, 20 MB of float32
 
 
 def caption_loss(
@@ -20,17 +24,77 @@ def caption_loss(
     With attention, adds `attention_penalty` times the mean over captions and cells of
     (1 - sum_t alpha)^2, the doubly stochastic penalty (Xu et al. 2015, equation 14).
     """
-    logits = prediction.logits.float()
-    cross_entropy = F.cross_entropy(logits, targets)
-    loss = cross_entropy
-    if settings.label_smoothing:
-        loss = F.cross_entropy(logits, targets, label_smoothing=settings.label_smoothing)
+    loss, plain = cross_entropy(prediction, targets, settings.label_smoothing)
     if prediction.attention is not None and settings.attention_penalty:
         attention = prediction.attention.float()
         row = torch.cat([torch.arange(size) for size in batch_sizes]).to(attention.device)
         seen = attention.new_zeros(batch_sizes[0], attention.shape[1]).index_add(0, row, attention)
         loss = loss + settings.attention_penalty * ((1 - seen) ** 2).mean()
-    return loss, cross_entropy.detach()
+    return loss, plain
+
+
+def cross_entropy(
+    prediction: Prediction, targets: Tensor, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy a token (nats), smoothed and plain; only the first has a gradient."""
+    out = prediction.out
+    result: tuple[Tensor, Tensor] = _CrossEntropy.apply(
+        prediction.hidden, out.weight, out.bias, targets, label_smoothing
+    )
+    return result
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Output layer, softmax and cross-entropy in pieces of tokens: no (tokens, V) tensor lives.
+
+    The gradients are made with the loss, while a piece is in the cache, so a second backward pass
+    through the same loss is refused.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float
+    ) -> tuple[Tensor, Tensor]:
+        (tokens, V), learns = (len(hidden), len(weight)), any(ctx.needs_input_grad)
+        low, low_bias = weight.to(hidden.dtype), bias.to(hidden.dtype)  # bfloat16 under autocast
+        size, lease = min(tokens, max(1, _PIECE // V)), Lease()
+        buffer = lease.take(size, V, like=hidden)
+        d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(low)
+        d_bias = torch.zeros_like(bias)
+        smoothed = plain = bias.new_zeros(())
+        for start in range(0, tokens, size):
+            piece, wanted = hidden[start : start + size], targets[start : start + size, None]
+            low_logits = torch.addmm(low_bias, piece, low.t(), out=buffer[: len(piece)])
+            logits = low_logits.to(torch.promote_types(low_logits.dtype, torch.float32))
+            logits -= logits.amax(1, keepdim=True)
+            chosen, mean = logits.gather(1, wanted), logits.mean(1, keepdim=True)
+            total = logits.exp_().sum(1, keepdim=True)
+            plain = plain + (total.log() - chosen).sum()
+            smoothed = smoothed + (total.log() - chosen.lerp(mean, smoothing)).sum()
+            if not learns:
+                continue
+            grad = logits.mul_(1 / (total * tokens))  # softmax / tokens
+            grad.scatter_add_(1, wanted, torch.full_like(chosen, (smoothing - 1) / tokens))
+            if smoothing:
+                grad -= smoothing / (V * tokens)
+            d_bias += grad.sum(0)
+            grad = grad.to(low.dtype)
+            torch.mm(grad, low, out=d_hidden[start : start + size])
+            d_weight.addmm_(grad.t(), piece, beta=1 if start else 0)
+        ctx.grads = (d_hidden, d_weight.to(weight.dtype), d_bias) if learns else None
+        plain = plain / tokens
+        ctx.mark_non_differentiable(plain)
+        return smoothed / tokens, plain
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _plain: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.grads is None:
+            raise RuntimeError("the loss was differentiated twice; compute it again")
+        grads, ctx.grads = ctx.grads, None
+        if grad.device.type != "cpu" or grad != 1:
+            grads = tuple(part * grad for part in grads)
+        return *grads, None, None
 
 
 def learning_rate(settings: TrainConfig, step: int, total_steps: int) -> float:

@@ -12,7 +12,6 @@ from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from captioner.checkpoint import Checkpoint, save
@@ -23,7 +22,7 @@ from captioner.errors import ConfigError
 from captioner.evaluate import best_captions, caption_split, references
 from captioner.journal import Journal
 from captioner.metrics import ReferenceScorer
-from captioner.objective import caption_loss, detach_probability, learning_rate
+from captioner.objective import caption_loss, cross_entropy, detach_probability, learning_rate
 from captioner.run import Progress, Run, prepare, save_run
 
 
@@ -141,7 +140,7 @@ def validation_loss(decoder: Decoder, run: Run) -> float:
     for batch in run.validation.batches(settings.batch_images, max_words=settings.max_words):
         prediction = decoder(batch.features.to(run.device), _teacher(batch, run.device))
         targets = batch.targets.to(run.device)
-        loss += F.cross_entropy(prediction.logits, targets, reduction="sum").item()
+        loss += cross_entropy(prediction, targets)[1].item() * len(targets)
         tokens += len(targets)
     return loss / tokens
 

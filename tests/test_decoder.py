@@ -7,6 +7,8 @@ import torch
 from tiny import DIM, MODEL, random_features
 from torch.nn.utils import parameters_to_vector
 
+from captioner import additive
+from captioner.additive import Places
 from captioner.data import pack
 from captioner.decoder import DECODERS, Teacher, make_decoder
 
@@ -88,11 +90,13 @@ def test_the_attention_keeps_its_gradient_unless_it_is_detached_too():
     assert blocked is None or blocked.abs().max() == 0
 
 
-def test_the_fused_attention_scores_equal_the_tanh_definition_and_its_gradients():
+@pytest.mark.parametrize("large", [0, 10**9], ids=["row by row", "all rows at once"])
+def test_the_additive_scores_equal_the_tanh_definition_and_its_gradients(monkeypatch, large):
+    monkeypatch.setattr(additive, "_LARGE", large)
     decoder, features = decoder_of("show_attend_tell", feature_dim=7), random_features(2)
     memory, (h, _) = decoder.start(features)
     image = torch.tensor([0, 1, 1])
-    context, attention = decoder._attend(memory, h[image], image)
+    context, attention = decoder._attend(memory, h[image], image, Places.of(image, 2))
 
     x = decoder.key(memory.values)[image] + decoder.query(h[image]).unsqueeze(1)
     wanted = (x.tanh() @ decoder.score).softmax(-1)
@@ -108,6 +112,41 @@ def test_the_fused_attention_scores_equal_the_tanh_definition_and_its_gradients(
     correct = torch.autograd.grad(wanted_context.square().sum() + wanted.pow(3).sum(), parts)
     for one, other in zip(found, correct, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("large", [0, 10**9], ids=["row by row", "all rows at once"])
+@pytest.mark.parametrize("feature_dim", [0, 7])
+@pytest.mark.parametrize("detach_attention", [False, True])
+@pytest.mark.parametrize("detach_prob", [0.0, 0.5, 1.0])
+def test_the_fused_recurrence_has_the_outputs_and_gradients_of_the_definition(
+    monkeypatch, detach_prob, detach_attention, feature_dim, large
+):
+    monkeypatch.setattr(additive, "_LARGE", large)
+    decoder = decoder_of("show_attend_tell", feature_dim=feature_dim)
+    features = random_features(4).requires_grad_()
+    results = []
+    for fused in (True, False):
+        decoder.fused = fused
+        prediction, _ = run(
+            decoder,
+            features,
+            CAPTIONS,
+            detach_prob=detach_prob,
+            detach_attention=detach_attention,
+        )
+        assert prediction.attention is not None
+        loss = prediction.logits.square().mean() + prediction.attention.pow(3).sum()
+        results.append(
+            (
+                loss,
+                torch.autograd.grad(
+                    loss, [*decoder.parameters(), features], materialize_grads=True
+                ),
+            )
+        )
+    torch.testing.assert_close(results[0][0], results[1][0])
+    for found, wanted in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("name", ALL)
