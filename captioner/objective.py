@@ -58,29 +58,30 @@ class _CrossEntropy(torch.autograd.Function):
         (tokens, V), learns = (len(hidden), len(weight)), any(ctx.needs_input_grad)
         low, low_bias = weight.to(hidden.dtype), bias.to(hidden.dtype)  # bfloat16 under autocast
         size, lease = min(tokens, max(1, _PIECE // V)), Lease()
-        buffer = lease.take(size, V, like=hidden)
+        buffer = lease.take(V * size, like=hidden)
         d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(low)
         d_bias = torch.zeros_like(bias)
         smoothed = plain = bias.new_zeros(())
         for start in range(0, tokens, size):
-            piece, wanted = hidden[start : start + size], targets[start : start + size, None]
-            low_logits = torch.addmm(low_bias, piece, low.t(), out=buffer[: len(piece)])
-            logits = low_logits.to(torch.promote_types(low_logits.dtype, torch.float32))
-            logits -= logits.amax(1, keepdim=True)
-            chosen, mean = logits.gather(1, wanted), logits.mean(1, keepdim=True)
-            total = logits.exp_().sum(1, keepdim=True)
+            piece, wanted = hidden[start : start + size], targets[None, start : start + size]
+            out = buffer[: V * len(piece)].view(V, -1)  # this way round the product is faster
+            torch.addmm(low_bias[:, None], low, piece.t(), out=out)
+            logits = out.to(torch.promote_types(out.dtype, torch.float32))  # (V, n)
+            logits -= logits.amax(0)
+            chosen, mean = logits.gather(0, wanted), logits.mean(0, keepdim=True)
+            total = logits.exp_().sum(0, keepdim=True)
             plain = plain + (total.log() - chosen).sum()
             smoothed = smoothed + (total.log() - chosen.lerp(mean, smoothing)).sum()
             if not learns:
                 continue
             grad = logits.mul_(1 / (total * tokens))  # softmax / tokens
-            grad.scatter_add_(1, wanted, torch.full_like(chosen, (smoothing - 1) / tokens))
+            grad.scatter_add_(0, wanted, torch.full_like(chosen, (smoothing - 1) / tokens))
             if smoothing:
                 grad -= smoothing / (V * tokens)
-            d_bias += grad.sum(0)
+            d_bias += grad.sum(1)
             grad = grad.to(low.dtype)
-            torch.mm(grad, low, out=d_hidden[start : start + size])
-            d_weight.addmm_(grad.t(), piece, beta=1 if start else 0)
+            torch.mm(grad.t(), low, out=d_hidden[start : start + size])
+            d_weight.addmm_(grad, piece, beta=1 if start else 0)
         ctx.grads = (d_hidden, d_weight.to(weight.dtype), d_bias) if learns else None
         plain = plain / tokens
         ctx.mark_non_differentiable(plain)

@@ -103,7 +103,10 @@ def prepare(config: Config, resume: bool) -> Run:
         average = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
     optimizer = kind(
-        decoder.parameters(), settings.learning_rate, weight_decay=settings.weight_decay
+        decoder.parameters(),
+        settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=device.type in ("cpu", "cuda"),
     )
     run = Run(config, data, validation, decoder, average, optimizer, device, out)
     if resume:
