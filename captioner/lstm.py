@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
@@ -136,10 +135,11 @@ class _Sequence(torch.autograd.Function):
         return hidden, cells.clone() if with_cells else None, last_h, last_c.to(c0.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, d_hidden: Tensor | None, d_cells: Tensor | None, dh: Tensor | None, dc: Any
     ) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # create_graph=True
+            raise RuntimeError("second derivatives need the definition: HDetachLSTM(fused=False)")
         x, h0, c0, weight_ih, weight_hh, hidden = ctx.saved_tensors
         cells = ctx.cells
         sizes, lease = ctx.batch_sizes, Lease()
@@ -301,11 +301,14 @@ class HDetachLSTM(nn.Module):
 
     def draw(self, steps: int) -> Tensor:
         """The blocked steps of one forward pass: bool (num_layers, steps); none in eval mode."""
-        if not (self.training and torch.is_grad_enabled() and self.detach_prob > 0):
+        if not self._draws():
             return torch.zeros(self.num_layers, steps, dtype=torch.bool)
         layers = 1 if self.share_detach else self.num_layers
         drawn = draw_blocked(layers * steps, self.detach_prob, self.generator)
         return drawn.view(layers, steps).expand(self.num_layers, steps)
+
+    def _draws(self) -> bool:
+        return self.training and torch.is_grad_enabled() and self.detach_prob > 0
 
     @overload
     def forward(
@@ -364,9 +367,11 @@ class HDetachLSTM(nn.Module):
         Returns hidden (rows, H) and, if asked for, c of every step (rows, H) of the last layer, and
         the last (h, c) of all layers.
         """
-        if blocked is None:
-            blocked = self.draw(len(batch_sizes))
-        pattern = blocked.expand(self.num_layers, len(batch_sizes)).tolist()
+        steps = len(batch_sizes)
+        pattern = [[False] * steps] * self.num_layers
+        if blocked is not None or self._draws():
+            blocked = self.draw(steps) if blocked is None else blocked
+            pattern = blocked.expand(self.num_layers, steps).tolist()
         if hx is None:
             zeros = x.new_zeros(self.num_layers, batch_sizes[0], self.hidden_size)
             hx = (zeros, zeros)
@@ -422,7 +427,7 @@ class HDetachLSTM(nn.Module):
         gates = self.input_gates(x, layer)  # (rows, 4H): one product for all steps
         outputs, cells, ended_h, ended_c = [], [], [], []
         for size, gate, block in zip(batch_sizes, gates.split(batch_sizes), blocked, strict=True):
-            if size < len(h):
+            if size < h.shape[0]:
                 ended_h.append(h[size:])
                 ended_c.append(c[size:])
                 h, c = h[:size], c[:size]

@@ -1,10 +1,16 @@
 """HDetachLSTM: equal to nn.LSTM forward, equal to the definition of h-detach backward."""
 
+import copy
 import itertools
+import os
 
 import pytest
 import torch
+import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
 from captioner.errors import ConfigError
@@ -86,6 +92,163 @@ def test_gradients_equal_the_definition_for_every_pattern_of_blocked_steps(detac
         reached = [gradient is not None for gradient in found[-2:]]  # c0 and h0
         seen.add((*found[0].flatten()[:3].tolist(), *reached))
     assert len(seen) == 16  # every pattern gives gradients of its own
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    layers=st.integers(1, 2),
+    detach=st.sampled_from(["h", "c"]),
+    share=st.booleans(),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**16),
+)
+def test_the_fused_passes_equal_the_step_by_step_definition(
+    lengths, layers, detach, share, bias, seed
+):
+    """Any lengths, any pattern, outputs, cells and both last states used or not."""
+    torch.manual_seed(seed)
+    fused = HDetachLSTM(
+        I, H, layers, bias, detach_prob=0.5, detach=detach, share_detach=share
+    ).double()
+    plain = copy.deepcopy(fused)
+    plain.fused = False
+    sizes = [sum(length > t for length in lengths) for t in range(max(lengths))]
+    x = torch.randn(sum(sizes), I, dtype=torch.float64, requires_grad=True)
+    hx = tuple(
+        torch.randn(layers, len(lengths), H, dtype=torch.float64, requires_grad=True) for _ in "hc"
+    )
+    blocked = fused.draw(len(sizes))
+    used = torch.rand(4) < 0.7
+    used[0] |= not used.any()
+    results = []
+    for module in (fused, plain):
+        hidden, cells, (h, c) = module.run(x, sizes, hx, blocked, with_cells=True)
+        outputs = [part for part, use in zip((hidden, cells, h, c), used, strict=True) if use]
+        loss = sum((part.sin() * (k + 1)).sum() for k, part in enumerate(outputs))
+        wanted = [*module.parameters(), x, *hx]
+        gradient = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+        results.append((*outputs, *gradient))
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_long_batches_are_taken_in_blocks_of_steps_with_the_same_gradients():
+    _, ours = pair()
+    x = torch.randn(9, 700, I, dtype=torch.float64)  # three blocks
+    blocked = torch.tensor([True, False, False] * 3)
+    results = []
+    for fused in (True, False):
+        ours.fused = fused
+        results.append(gradients(ours, ours(x, None, blocked)[0].square().sum()))
+    for found, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("blocked", list(itertools.product([False, True], repeat=3))[:7])
+def test_gradients_are_those_of_finite_differences_where_nothing_is_cut(blocked):
+    """A blocked step is no derivative of the forward pass, so its cut state is held constant."""
+    _, ours = pair()
+    names = [name for name, _ in ours.named_parameters()]
+    first = max([t for t, b in enumerate(blocked) if b], default=0)
+    x = torch.randn(3, 2, I, dtype=torch.float64)
+    state = tuple(torch.randn(1, 2, H, dtype=torch.float64) for _ in "hc")
+    if first:  # h and c where the cut was made are constants: start there
+        state = tuple(part.detach() for part in ours(x[:first], state)[1])
+    x = x[first:].requires_grad_()
+    c = state[1].requires_grad_()
+
+    def run(x, c, *weights):
+        values = dict(zip(names, weights, strict=True))
+        output, (h, last) = torch.func.functional_call(
+            ours, values, (x, (state[0], c), torch.tensor(blocked[first:]))
+        )
+        return output, h, last
+
+    assert torch.autograd.gradcheck(run, (x, c, *ours.parameters()))
+
+
+def test_buffers_of_one_pass_are_not_those_of_another_that_is_still_needed():
+    _, ours = pair()
+    ours = ours.float()
+    inputs = [torch.randn(40, 60, I) for _ in range(3)]
+    alone = [gradients(ours, ours(x)[0].square().sum()) for x in inputs]
+    outputs = [ours(x)[0] for x in inputs]  # all forward, then all backward, one of them twice
+    for k in (1, 0, 2, 1):
+        found = torch.autograd.grad(
+            outputs[k].square().sum(), list(ours.parameters()), retain_graph=True
+        )
+        for one, other in zip(found, alone[k], strict=True):
+            assert torch.equal(one, other)
+
+
+def test_second_derivatives_need_the_definition_and_say_so():
+    _, ours = pair()
+    x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="fused=False"):
+        torch.autograd.grad(ours(x)[0].sum(), x, create_graph=True)
+    ours.fused = False
+    (slope,) = torch.autograd.grad(ours(x)[0].sum(), x, create_graph=True)
+    slope.square().sum().backward()
+    assert ours.weight_hh_l0.grad.abs().max() > 0
+
+
+def test_under_bfloat16_it_stays_close_to_float32():
+    torch.manual_seed(0)
+    ours = HDetachLSTM(32, 48, detach_prob=0.25)
+    x, blocked = torch.randn(20, 8, 32), torch.arange(20) % 4 == 0
+    wanted = ours(x, None, blocked)[0]
+    exact = gradients(ours, wanted.square().mean())
+    with torch.autocast("cpu", torch.bfloat16):
+        output, (h, c) = ours(x, None, blocked)
+    low = gradients(ours, output.float().square().mean())
+    assert output.dtype == h.dtype == torch.bfloat16
+    assert c.dtype == torch.float32
+    torch.testing.assert_close(output.float(), wanted, atol=0.02, rtol=0)
+    for found, correct in zip(low, exact, strict=True):
+        assert found.dtype == torch.float32
+        assert torch.cosine_similarity(found.flatten(), correct.flatten(), 0) > 0.999
+    whole = copy.deepcopy(ours).bfloat16()
+    output, (_, c) = whole(x.bfloat16(), None, blocked)
+    assert output.dtype == c.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), wanted, atol=0.02, rtol=0)
+
+
+def test_it_exports_in_evaluation_for_any_batch():
+    plain, ours = pair()
+    x = torch.randn(T, B, I, dtype=torch.float64)
+    batch = torch.export.Dim("batch")
+    exported = torch.export.export(ours.eval(), (x,), dynamic_shapes={"input": {1: batch}})
+    wider = torch.randn(T, 2 * B, I, dtype=torch.float64)
+    output, (h, c) = exported.module()(wider)
+    wanted, (wanted_h, wanted_c) = plain(wider)
+    torch.testing.assert_close((output, h, c), (wanted, wanted_h, wanted_c))
+
+
+def _train_one_step(rank, folder):
+    os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2
+    )
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = DistributedDataParallel(HDetachLSTM(I, H, detach_prob=0.5))
+    x = torch.randn(T, 4, I)[:, 2 * rank : 2 * rank + 2]
+    model(x, None, torch.tensor([True, False] * 3)[:T])[0].square().mean().backward()
+    torch.save([p.grad for p in model.parameters()], f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_get_the_gradient_of_the_whole_batch(tmp_path):
+    mp.spawn(_train_one_step, (str(tmp_path),), nprocs=2)
+    torch.manual_seed(0)
+    ours = HDetachLSTM(I, H, detach_prob=0.5)
+    x = torch.randn(T, 4, I)
+    whole = gradients(ours, ours(x, None, torch.tensor([True, False] * 3)[:T])[0].square().mean())
+    for rank in range(2):
+        for found, wanted in zip(torch.load(tmp_path / f"{rank}.pt"), whole, strict=True):
+            torch.testing.assert_close(found, wanted)
 
 
 def test_blocking_never_changes_what_is_computed_forward():
