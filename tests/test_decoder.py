@@ -149,6 +149,26 @@ def test_the_fused_recurrence_has_the_outputs_and_gradients_of_the_definition(
         torch.testing.assert_close(found, wanted)
 
 
+def test_adaptive_attention_follows_the_equations_of_the_paper():
+    """Lu et al. 2017, equations 5-13, written out for one caption word by word."""
+    decoder, features = decoder_of("adaptive").eval(), random_features(1)
+    prediction, batch = run(decoder, features, [[[5, 6, 7]]])
+    values = decoder.project(features[0]).relu()  # (L, H)
+    whole = decoder.whole(features[0].mean(0)).relu()
+    h = c = values.new_zeros(1, MODEL.hidden_dim)
+    for token, wanted in zip(batch.inputs, prediction.logits, strict=True):
+        x = torch.cat([decoder.embed(token), whole])[None]
+        gate = (decoder.sentinel_x(x) + decoder.sentinel_h(h)).sigmoid()
+        _, (h, c) = decoder.core(x[None], (h[None], c[None]))
+        h, c = h[0], c[0]
+        sentinel = gate * c.tanh()
+        z = (decoder.key(values) + decoder.query(h)).tanh() @ decoder.score  # (L,)
+        own = (decoder.sentinel_key(sentinel) + decoder.query(h)).tanh() @ decoder.score
+        beta = torch.cat([z, own]).softmax(0)[-1]
+        seen = beta * sentinel + (1 - beta) * (z.softmax(0) @ values)
+        torch.testing.assert_close(decoder.out(seen + h)[0], wanted)
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_scheduled_sampling_at_zero_is_teacher_forcing_and_at_one_is_not(name):
     decoder, features = decoder_of(name), random_features(3)

@@ -1,0 +1,107 @@
+"""The command `python -m benchmarks.definition`: is fast training the defined one, on real data?
+
+Trains the decoder of a config twice from one seed, step by step in turn: with the fused passes,
+and by the definition. Prints how far the losses lie apart, and the CPU time of both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jsonargparse import ArgumentParser
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from captioner.config import Config
+from captioner.decoder import ShowAttendTell, Teacher
+from captioner.errors import CaptionerError, ConfigError
+from captioner.lstm import HDetachLSTM
+from captioner.objective import caption_loss, learning_rate
+from captioner.run import Run, prepare
+
+
+@dataclass
+class Side:
+    """One of the two trainings."""
+
+    steps: Iterator[float]  # each trains one batch and gives its loss
+    random: Tensor  # state of torch's generator between its steps
+    losses: list[float]
+    seconds: list[float]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = ArgumentParser(prog="python -m benchmarks.definition", description=__doc__)
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings")
+    parser.add_argument("--steps", type=int, default=100, help="training steps")
+    parser.add_class_arguments(Config)
+    settings = parser.parse_args(argv)
+    values = parser.instantiate(settings)
+    config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
+    try:
+        fused, defined = compare(config, settings.steps)
+    except CaptionerError as error:
+        print("error:", error, file=sys.stderr)
+        return 1
+    apart = max(abs(a - b) for a, b in zip(fused.losses, defined.losses, strict=True))
+    ratio = sorted(b / a for a, b in zip(fused.seconds, defined.seconds, strict=True))
+    print(f"steps: {settings.steps}, loss {fused.losses[0]:.4f} -> {fused.losses[-1]:.4f}")
+    print(f"largest difference between the two losses of a step: {apart:.2g}")
+    print(f"CPU time of the definition: {ratio[len(ratio) // 2]:.2f} x that of the fused passes")
+    return 0
+
+
+def compare(config: Config, steps: int) -> tuple[Side, Side]:
+    """Train `steps` steps fused and by the definition, in turn."""
+    with tempfile.TemporaryDirectory() as out:
+        sides = []
+        for fused in (True, False):
+            run = prepare(replace(config, out=f"{out}/{fused}"), resume=False)
+            if run.batches < steps:
+                raise ConfigError(f"{config.data} gives {run.batches} batches, fewer than {steps}")
+            for module in run.decoder.modules():
+                if isinstance(module, HDetachLSTM | ShowAttendTell):
+                    module.fused = fused
+            sides.append(Side(_train(run), torch.get_rng_state(), [], []))
+        for _ in tqdm(range(steps), unit="step"):
+            for side in sides:
+                torch.set_rng_state(side.random)
+                start = time.process_time()
+                side.losses.append(next(side.steps))
+                side.seconds.append(time.process_time() - start)
+                side.random = torch.get_rng_state()
+        return sides[0], sides[1]
+
+
+def _train(run: Run) -> Iterator[float]:
+    settings = run.config.train
+    run.decoder.train()
+    batches = run.data.batches(
+        settings.batch_images,
+        max_words=settings.max_words,
+        captions_per_image=settings.captions_per_image,
+        mirror=settings.mirror,
+        seed=settings.seed,
+    )
+    for step, batch in enumerate(batches):
+        for group in run.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, step, run.batches * settings.epochs)
+        teacher = Teacher(batch.inputs, batch.batch_sizes, batch.image)
+        prediction = run.decoder(batch.features, teacher, detach_prob=settings.detach_prob)
+        loss, _ = caption_loss(prediction, batch.targets, batch.batch_sizes, settings)
+        run.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(run.decoder.parameters(), settings.clip)
+        run.optimizer.step()
+        yield loss.item()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,142 @@
+"""The command `python -m benchmarks.throughput`: how fast we are, beside plain loops."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.items import GPU_ITEMS, ITEMS, available
+from benchmarks.measure import Result, measure
+from benchmarks.report import as_json, draw, machine, notes, table
+from captioner.errors import CaptionerError, ConfigError
+from captioner.run import choose_device
+
+_PLOTS = ".png, .svg or .pdf"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = sys.argv[1:] if argv is None else argv
+    try:
+        args = _parser().parse_args(given)
+        device = choose_device(args.device)
+        _check_outputs(args.json, args.plot)
+        names = _chosen(args.only, device)
+        judged = device.type == "cpu" and not args.quick
+        with _one_thread():
+            header = machine(shlex.join(["python", "-m", "benchmarks.throughput", *given]), device)
+            print(*(f"{key}: {value}" for key, value in header.items()), sep="\n", flush=True)
+            results = _measure(names, args.rounds or (2 if args.quick else 5), args.quick, device)
+        print("", table(results, judged=judged), "", *notes(results, device), sep="\n")
+        if args.json:
+            document = as_json(results, header, judged=judged)
+            args.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+        if args.plot:
+            draw(results, header, args.plot)
+    except CaptionerError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _measure(names: list[str], rounds: int, quick: bool, device: torch.device) -> list[Result]:
+    results = []
+    with tqdm(total=len(names) * (rounds + 1), unit="round") as bar:  # one to warm up
+        for name in names:
+            bar.set_description(name)
+            results.append(
+                measure(
+                    name,
+                    ITEMS[name],
+                    rounds=rounds,
+                    quick=quick,
+                    device=device,
+                    after_round=bar.update,
+                )
+            )
+    return results
+
+
+def _chosen(only: list[str] | None, device: torch.device) -> list[str]:
+    """The items to measure, in the table's order."""
+    possible = GPU_ITEMS if device.type == "cuda" else tuple(ITEMS)
+    for name in only or ():
+        if name not in possible:
+            raise ConfigError(
+                f"no item {name!r} on {device.type}; choose from {', '.join(possible)}"
+            )
+    chosen = [name for name in possible if name in (only or possible)]
+    for name in chosen:
+        if not available(name):
+            print(f"{name}: left out, this version has no such decoder", file=sys.stderr)
+    return [name for name in chosen if available(name)]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that raises ConfigError, one line, for wrong options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="python -m benchmarks.throughput",
+        description="Measure training, search and encoders beside the plain loops for the same job "
+        "and the bound that the matrix products set.",
+        epilog=f"items: {', '.join(ITEMS)}",
+    )
+    add = parser.add_argument
+    add("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
+    add("--plot", type=_picture, metavar="FILE", help=f"also draw ratios and shares ({_PLOTS})")
+    add("--only", nargs="+", metavar="NAME", help="measure these items; all of them if not given")
+    add("--rounds", type=_positive, metavar="N",
+        help="rounds after the one to warm up (5; 2 with --quick)")  # fmt: skip
+    add("--device", choices=("cpu", "cuda"), default="cpu",
+        help="cuda: core and train items only, bfloat16, wall time (%(default)s)")  # fmt: skip
+    add("--quick", action="store_true", help="tiny sizes, to try the command itself; no bars")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _picture(text: str) -> Path:
+    if not text.endswith((".png", ".svg", ".pdf")):
+        raise argparse.ArgumentTypeError(f"{text!r} does not end in {_PLOTS}")
+    return Path(text)
+
+
+def _check_outputs(*paths: Path | None) -> None:
+    """Fail before the measuring, not after it."""
+    for path in filter(None, paths):
+        if path.is_dir() or not path.parent.is_dir():
+            raise ConfigError(f"{path} cannot be written; give a file in a folder that exists")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
