@@ -89,7 +89,7 @@ class ShowTell(nn.Module):
         output, (h, c) = self.core(
             x, (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous())
         )
-        logits = self.out(self.dropout(output[0]))
+        logits = _logits(self.dropout(output[0]), self.out)
         return logits, (h.transpose(0, 1), c.transpose(0, 1)), None
 
     def forward(
@@ -178,8 +178,7 @@ class ShowAttendTell(nn.Module):
         places = Places.of(image, len(memory.values))
         context, attention = self._attend(memory, state[0], image, places)
         h, c = self._recur(self._word_gates(words), context, state, blocked=False)
-        logits: Tensor = self.out(self._deep(words, h, context))
-        return logits, (h, c), attention
+        return _logits(self._deep(words, h, context), self.out), (h, c), attention
 
     def forward(
         self,
@@ -318,8 +317,7 @@ class Adaptive(nn.Module):
         x = self._inputs(memory, tokens, image)
         h, c = self.core.step(self.core.input_gates(x), state, blocked=False)
         seen, attention = self._look(memory, x, state[0], h, c, image)
-        logits: Tensor = self.out(self.dropout(seen + h))
-        return logits, (h, c), attention
+        return _logits(self.dropout(seen + h), self.out), (h, c), attention
 
     def forward(
         self,
@@ -394,6 +392,15 @@ DECODERS: dict[str, type[ShowTell] | type[ShowAttendTell] | type[Adaptive]] = {
 def make_decoder(config: ModelConfig, vocabulary_size: int, dim: int) -> Decoder:
     """The decoder that `config.decoder` names, for features of size `dim`."""
     return DECODERS[config.decoder](config, vocabulary_size, dim)
+
+
+def _logits(hidden: Tensor, out: nn.Linear) -> Tensor:
+    """Logits (n, V) of a few rows: on a CPU the product with a large matrix is faster in parts."""
+    if hidden.device.type != "cpu":
+        logits: Tensor = out(hidden)
+        return logits
+    parts = zip(out.weight.split(2048), out.bias.split(2048), strict=True)
+    return torch.cat([F.linear(hidden, weight, bias) for weight, bias in parts], -1)
 
 
 def _fusible(words: Tensor) -> bool:

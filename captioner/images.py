@@ -64,7 +64,8 @@ def open_image(source: ImageSource) -> Image.Image:
             # Of many pixels (our own bound is stricter) and of odd metadata (they do not matter).
             warnings.simplefilter("ignore")
             if isinstance(source, Image.Image):
-                return _to_rgb(source, name)
+                rgb = _to_rgb(source, name)
+                return rgb.copy() if rgb is source else rgb  # theirs may be closed or drawn upon
             if isinstance(source, np.ndarray):
                 return _to_rgb(Image.fromarray(_to_uint8(source, name)), name)
             with _open(source, name) as image:
@@ -117,7 +118,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -2,7 +2,8 @@
 
 Knows nothing of pictures or networks: `step(tokens, state, image)` takes the last token of n rows,
 their state (tensors whose first dimension is n) and the picture each row belongs to, and returns
-logits (n, V), the next state, and attention (n, L) or None.
+logits (n, V), which the search may overwrite, the next state, and attention (n, L) or None. Rows of
+a picture stand together, in the order of the pictures; those of a finished picture are gone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from captioner.config import DecodeConfig
 from captioner.vocabulary import BOS, EOS, PAD, UNK
@@ -50,47 +52,67 @@ def beam_search(step: Step, state: State, config: DecodeConfig) -> list[list[Hyp
     """
     pictures, beams = len(state[0]), config.beam_size
     device = state[0].device
-    image = torch.arange(pictures, device=device).repeat_interleave(beams)
-    state = tuple(part.repeat_interleave(beams, 0) for part in state)
-    tokens = torch.full((pictures * beams,), BOS, device=device)
-    scores = torch.full((pictures, beams), -torch.inf, device=device)
-    scores[:, 0] = 0  # all beams are equal at first: one of them counts
+    open_ = image = torch.arange(pictures, device=device)  # pictures not done; that of each row
+    tokens = torch.full((pictures,), BOS, device=device)
+    scores = torch.zeros(pictures, 1, device=device)  # one row a picture at first, then `beams`
     history = _History()
-    finished: list[list[Hypothesis]] = [[] for _ in range(pictures)]
+    finished: list[list[_Finished]] = [[] for _ in range(pictures)]
 
     for length in range(config.max_words + 1):
         logits, state, attention = step(tokens, state, image)
-        log_probs = _allowed(logits, first=length == 0).log_softmax(-1)  # (B * K, V)
-        vocabulary = log_probs.shape[-1]
-        totals = scores.view(-1, 1) + log_probs
-        width = min(2 * beams, beams * vocabulary)
-        best, flat = totals.view(pictures, -1).topk(width)  # (B, 2K)
-        parent, word = flat // vocabulary, flat % vocabulary
         history.attention.append(attention)
+        best, parent, word = _continuations(_allowed(logits, first=length == 0), scores, beams)
 
         ends = word == EOS
-        for b, k in ends[:, :beams].nonzero().tolist():  # EOS within the best K only
-            if len(finished[b]) < beams and best[b, k] > -torch.inf:
-                traced = history.trace(b * beams + int(parent[b, k]))
-                finished[b].append(_hypothesis(traced, float(best[b, k]), 1, config))
-        if all(len(found) >= beams for found in finished):
-            break
+        numbers = open_.tolist()
+        for p, k in ends[:, :beams].nonzero().tolist():  # EOS within the best K only
+            found = finished[numbers[p]]
+            if len(found) < beams and best[p, k] > -torch.inf:
+                found.append(_Finished(float(best[p, k]), length, int(parent[p, k]), ended=True))
         if length == config.max_words:
-            for b, found in enumerate(finished):
-                for k in range(beams):
-                    if len(found) < beams and scores[b, k] > -torch.inf:
-                        traced = history.trace(b * beams + k)
-                        found.append(_hypothesis(traced, float(scores[b, k]), 0, config))
+            for p, number in enumerate(numbers):
+                for k, score in enumerate(scores[p].tolist()):
+                    if len(finished[number]) < beams and score > -torch.inf:
+                        row = p * scores.shape[1] + k
+                        finished[number].append(_Finished(score, length, row, ended=False))
+            break
+        left = [p for p, number in enumerate(numbers) if len(finished[number]) < beams]
+        if not left:
             break
 
-        scores, alive = best.masked_fill(ends, -torch.inf).topk(beams)  # (B, K)
+        scores, alive = best.masked_fill(ends, -torch.inf).topk(beams)  # (P, K)
         parent, word = parent.gather(1, alive), word.gather(1, alive)
-        rows = (parent + torch.arange(pictures, device=device).unsqueeze(1) * beams).flatten()
-        state = tuple(part[rows] for part in state)
-        tokens = word.flatten()
+        if len(left) < len(numbers):
+            scores, parent, word, open_ = scores[left], parent[left], word[left], open_[left]
+        rows, tokens = parent.flatten(), word.flatten()
+        image = open_.repeat_interleave(beams)
+        if beams > 1 or len(left) < len(numbers):  # otherwise each row is its own parent
+            state = tuple(part[rows] for part in state)
         history.parents.append(rows.tolist())
         history.words.append(tokens.tolist())
-    return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in finished]
+    captions = [[history.hypothesis(end, config) for end in found] for found in finished]
+    return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in captions]
+
+
+def _continuations(logits: Tensor, scores: Tensor, beams: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The best ways on of each picture: log-probability, parent row and word, each (P, >= beams).
+
+    logits (P k, V) of rows with log-probabilities `scores` (P, k). The `beams` + 1 best words of a
+    row are enough: one of them may be EOS, and no more than `beams` others can be needed.
+    """
+    pictures, k = scores.shape
+    top, words = logits.topk(min(beams + 1, logits.shape[1]))
+    totals = scores.view(-1, 1) + (top - logits.logsumexp(-1, keepdim=True))  # (P k, beams + 1)
+    totals, words = totals.view(pictures, -1), words.view(pictures, -1)
+    best, at = totals.topk(min(2 * beams, totals.shape[1]))
+    first_row = torch.arange(0, pictures * k, k, device=logits.device).unsqueeze(1)
+    parent = first_row + at // top.shape[1]
+    lack = max(beams - best.shape[1], 0)  # fewer words than beams: some beams stay empty
+    return (
+        F.pad(best, (0, lack), value=-torch.inf),
+        F.pad(parent, (0, lack)),
+        F.pad(words.gather(1, at), (0, lack)),
+    )
 
 
 @torch.inference_mode()
@@ -103,65 +125,70 @@ def sample(step: Step, state: State, config: DecodeConfig) -> list[list[Hypothes
     state = tuple(part.repeat_interleave(copies, 0) for part in state)
     tokens = torch.full((pictures * copies,), BOS, device=device)
     totals = torch.zeros(pictures * copies, device=device)
-    alive = torch.ones_like(tokens, dtype=torch.bool)
-    words: list[list[int]] = [[] for _ in range(pictures * copies)]
-    attentions: list[Tensor | None] = []
-    for length in range(config.max_words + 1):
+    history = _History()
+    finished: list[list[_Finished]] = [[] for _ in range(pictures)]
+    for length in range(config.max_words):
         logits, state, attention = step(tokens, state, image)
+        history.attention.append(attention)
         logits = _allowed(logits, first=length == 0)
-        if length == config.max_words:
-            break
         kept = _truncate(logits / config.temperature, config.top_k, config.top_p)
         tokens = torch.multinomial(kept.softmax(-1), 1, generator=generator).squeeze(1)
-        chosen = logits.log_softmax(-1).gather(1, tokens.unsqueeze(1)).squeeze(1)
-        totals += chosen * alive
-        attentions.append(attention)
-        alive = alive & (tokens != EOS)
-        for row in alive.nonzero().flatten().tolist():
-            words[row].append(int(tokens[row]))
-        if not alive.any():
+        chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
+        totals = totals + chosen - logits.logsumexp(-1)
+        ends = tokens == EOS
+        for row in ends.nonzero().flatten().tolist():
+            found = _Finished(float(totals[row]), length, row, ended=True)
+            finished[int(image[row])].append(found)
+        rows = (~ends).nonzero().flatten()
+        tokens, totals, image = tokens[rows], totals[rows], image[rows]
+        if not len(rows):
             break
-    ended = (~alive).tolist()
-    found: list[list[Hypothesis]] = [[] for _ in range(pictures)]
-    for row, written in enumerate(words):
-        looked = [a[row].cpu() for a in attentions[: len(written)] if a is not None]
-        traced = (written, torch.stack(looked) if looked else None)
-        found[row // copies].append(_hypothesis(traced, float(totals[row]), ended[row], config))
-    return [sorted(group, key=lambda hypothesis: -hypothesis.score) for group in found]
+        state = tuple(part[rows] for part in state)
+        history.parents.append(rows.tolist())
+        history.words.append(tokens.tolist())
+    for row, (number, total) in enumerate(zip(image.tolist(), totals.tolist(), strict=True)):
+        finished[number].append(_Finished(total, config.max_words, row, ended=False))
+    captions = [[history.hypothesis(end, config) for end in found] for found in finished]
+    return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in captions]
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """Where a caption ended: after `length` words, in `row` of the step that came next."""
+
+    log_prob: float
+    length: int
+    row: int
+    ended: bool  # by EOS
 
 
 class _History:
-    """Back pointers of a beam search: who came from where, with which word and which look."""
+    """Back pointers: which row came from which, with which word and which look."""
 
     def __init__(self) -> None:
         self.parents: list[list[int]] = []
         self.words: list[list[int]] = []
         self.attention: list[Tensor | None] = []
 
-    def trace(self, row: int) -> tuple[list[int], Tensor | None]:
-        """Words of the hypothesis in `row`, and what each of them looked at."""
-        words, looks = [], []
-        past = zip(self.parents, self.words, self.attention, strict=False)
-        for parents, written, attention in reversed(list(past)):
-            words.append(written[row])
-            row = parents[row]
+    def hypothesis(self, end: _Finished, config: DecodeConfig) -> Hypothesis:
+        """The caption that ended at `end`, and what each of its words looked at."""
+        row, words, looks = end.row, [], []
+        for t in reversed(range(end.length)):
+            words.append(self.words[t][row])
+            row = self.parents[t][row]
+            attention = self.attention[t]
             if attention is not None:
-                looks.append(attention[row].cpu())
-        return words[::-1], torch.stack(looks[::-1]) if looks else None
-
-
-def _hypothesis(
-    traced: tuple[list[int], Tensor | None], log_prob: float, ended: int, config: DecodeConfig
-) -> Hypothesis:
-    words, attention = traced
-    length = max(len(words) + ended, 1)
-    return Hypothesis(words, log_prob / length**config.length_norm, log_prob, attention)
+                looks.append(attention[row])
+        score = end.log_prob / max(end.length + end.ended, 1) ** config.length_norm
+        attention = torch.stack(looks[::-1]).cpu() if looks else None
+        return Hypothesis(words[::-1], score, end.log_prob, attention)
 
 
 def _allowed(logits: Tensor, first: bool) -> Tensor:
-    """Logits in float32 with the words that are never written, or not yet, set to -inf."""
-    banned = [PAD, BOS, UNK, EOS] if first else [PAD, BOS, UNK]
-    return logits.float().index_fill(-1, torch.tensor(banned, device=logits.device), -torch.inf)
+    """Logits in float32 with the words that are never written, or not yet, set to -inf in place."""
+    logits = logits.float()
+    logits[:, [PAD, BOS, UNK, EOS] if first else [PAD, BOS, UNK]] = -torch.inf
+    return logits
 
 
 def _truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:

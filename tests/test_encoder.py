@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
+from torch import nn
+from torchvision import models
 
 from captioner.config import EncoderConfig
-from captioner.encoder import Encoder
+from captioner.encoder import LITE, Encoder, _grid_part
 from captioner.errors import ConfigError
 
 FAMILIES = {  # name: (D, grid at 64 pixels)
@@ -74,14 +77,52 @@ def test_batch_statistics_never_change():
     assert not any(parameter.requires_grad for parameter in encoder.parameters())
 
 
-def test_weights_can_come_from_a_file(tmp_path):
-    from torchvision.models import resnet18
-
+def a_trained_network(name, path):
+    """A whole network that is not at its initial values, with its weights saved at `path`."""
     torch.manual_seed(3)
-    network = resnet18()
-    torch.save(network.state_dict(), tmp_path / "weights.pth")
-    encoder = Encoder(EncoderConfig("resnet18", str(tmp_path / "weights.pth"), image_size=64))
-    assert torch.equal(next(encoder.body.parameters()), next(network.parameters()))
+    if name in LITE:
+        network = EfficientNet.from_name(name.replace("_", "-"), image_size=64)
+    else:
+        network = models.get_model(name)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.weight, module.running_var):
+                nn.init.uniform_(values, 0.5, 1.5)
+            for values in (module.bias, module.running_mean):
+                nn.init.normal_(values, 0, 0.2)
+    torch.save(network.state_dict(), path)
+    return network.eval()
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "efficientnet_lite2", "efficientnet_v2_s", "resnet50"])
+def test_the_weights_of_a_file_give_the_features_of_the_network_they_are_of(name, tmp_path):
+    network = a_trained_network(name, tmp_path / "weights.pth")
+    encoder = Encoder(EncoderConfig(name, str(tmp_path / "weights.pth"), image_size=64))
+    pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    layers = network.extract_features if name in LITE else _grid_part(network)
+    with torch.no_grad():
+        expected = layers((pixels / 255 - encoder.mean) / encoder.std).flatten(2).transpose(1, 2)
+        difference = (encoder(pixels) - expected).norm() / expected.norm()
+    assert difference < 1e-5
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "efficientnet_lite0"])
+def test_no_batch_normalisation_is_computed_after_a_convolution(name):
+    encoder = Encoder(EncoderConfig(name, weights="none", image_size=64))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules())
+
+
+@pytest.mark.parametrize("name", ["densenet121", "efficientnet_lite0"])
+def test_gradients_reach_every_weight_when_they_are_asked_for(name):
+    encoder = Encoder(EncoderConfig(name, weights="none", image_size=64)).requires_grad_(True)
+    encoder.train()(torch.rand(1, 3, 64, 64) * 255).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
+def test_pictures_of_another_size_give_another_grid(name):
+    encoder = Encoder(EncoderConfig(name, weights="none", image_size=64))
+    assert encoder(torch.zeros(1, 3, 96, 128)).shape[1] == 3 * 4
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from captioner.config import DecodeConfig
 from captioner.errors import ConfigError
 from captioner.search import beam_search, sample, search
-from captioner.vocabulary import BOS, EOS, UNK
+from captioner.vocabulary import BOS, EOS, PAD, UNK
 
 A, B, C = 4, 5, 6
 V = 7
@@ -51,6 +53,74 @@ def test_pictures_of_a_batch_get_what_they_get_alone():
         alone = beam_search(*table(rows), replace(PLAIN, beam_size=3))[0]
         assert [h.tokens for h in together[picture]] == [h.tokens for h in alone]
         assert [h.score for h in together[picture]] == pytest.approx([h.score for h in alone])
+
+
+def plain_beam_search(log_probs, beams, max_words):
+    """The search as one would write it down: one picture, lists, a full sort. (tokens, score)."""
+    alive, finished = [((), 0.0)], []
+    for length in range(max_words + 1):
+        ways = []
+        for words, score in alive:
+            row = log_probs[length, words[-1] if words else BOS].clone()
+            row[[PAD, BOS, UNK] + [EOS] * (length == 0)] = -torch.inf
+            row = row.log_softmax(-1).tolist()
+            ways += [((*words, word), score + row[word]) for word in range(V)]
+        ways = sorted((way for way in ways if way[1] > -torch.inf), key=lambda way: -way[1])
+        ends = [way for way in ways[:beams] if way[0][-1] == EOS]
+        finished += [(words[:-1], score) for words, score in ends][: beams - len(finished)]
+        if len(finished) == beams:
+            break
+        if length == max_words:
+            finished += alive[: beams - len(finished)]
+            break
+        alive = [way for way in ways if way[0][-1] != EOS][:beams]
+    return sorted(finished, key=lambda found: -found[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    pictures=st.integers(1, 4),
+    beams=st.integers(1, 9),
+    max_words=st.integers(1, 6),
+    eagerness=st.sampled_from([-30.0, -2.0, 0.0, 3.0]),
+)
+def test_a_batch_finds_what_a_plain_search_finds_picture_by_picture(
+    seed, pictures, beams, max_words, eagerness
+):
+    """From pictures that end at once to such that never end, and beams wider than the words."""
+    torch.manual_seed(seed)
+    logits = 3 * torch.randn(pictures, max_words + 1, V, V)  # no two captions score the same
+    logits[..., EOS] += eagerness * torch.rand(pictures, 1, 1)
+
+    def step(tokens, state, image):
+        (length,) = state
+        return logits[image, length, tokens], (length + 1,), None
+
+    config = replace(PLAIN, beam_size=beams, max_words=max_words)
+    found = beam_search(step, (torch.zeros(pictures, dtype=torch.long),), config)
+    for picture, hypotheses in enumerate(found):
+        wanted = plain_beam_search(logits[picture], beams, max_words)
+        assert [tuple(h.tokens) for h in hypotheses] == [words for words, _ in wanted]
+        assert [h.log_prob for h in hypotheses] == pytest.approx([s for _, s in wanted], abs=1e-4)
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_the_first_step_sees_a_picture_once_and_finished_ones_are_no_longer_stepped(sampled):
+    step, state = table({BOS: {C: 1.0}, C: {C: 1.0}}, {BOS: {A: 1.0}, A: {EOS: 1.0}})
+    seen = []
+
+    def recording(tokens, state, image):
+        seen.append(image.tolist())
+        return step(tokens, state, image)
+
+    config = replace(PLAIN, beam_size=1 if sampled else 2, max_words=4, sample=sampled)
+    search(recording, state, config)
+    wide = 1 if sampled else 2
+    assert seen[0] == [0, 1]
+    assert seen[1] == [0] * wide + [1] * wide
+    assert seen[-1] == [0] * wide
+    assert all(rows == sorted(rows) for rows in seen)
 
 
 def test_captions_come_best_first_and_differ():

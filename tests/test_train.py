@@ -55,7 +55,7 @@ def losses(folder):
     return [{k: v for k, v in entry.items() if k != "seconds"} for entry in read_log(folder)]
 
 
-@pytest.mark.parametrize("decoder", ["show_tell", "show_attend_tell"])
+@pytest.mark.parametrize("decoder", ["show_tell", "show_attend_tell", "adaptive"])
 def test_a_resumed_run_has_exactly_the_losses_of_an_uninterrupted_one(
     tmp_path, monkeypatch, decoder
 ):
@@ -172,15 +172,13 @@ def test_a_sigterm_waits_for_the_end_of_the_step(tmp_path):
 def test_the_doubly_stochastic_penalty_and_smoothing_follow_their_definition():
     batch = pack(random_features(2), [[[5, 6]], [[7]]])
     attention = torch.rand(len(batch.inputs), 4).softmax(-1)
-    logits = torch.randn(len(batch.inputs), 10)
+    prediction = Prediction(torch.randn(len(batch.inputs), 6), torch.nn.Linear(6, 10), attention)
     settings = TrainConfig(attention_penalty=0.5, label_smoothing=0.1)
-    loss, plain = caption_loss(
-        Prediction(logits, attention), batch.targets, batch.batch_sizes, settings
-    )
+    loss, plain = caption_loss(prediction, batch.targets, batch.batch_sizes, settings)
     first = attention[0] + attention[2] + attention[4]  # rows are packed step by step
     second = attention[1] + attention[3]
     penalty = torch.stack([(1 - first) ** 2, (1 - second) ** 2]).mean()
-    log_probs = logits.log_softmax(-1)
+    log_probs = prediction.logits.log_softmax(-1)
     correct = -log_probs.gather(1, batch.targets.unsqueeze(1)).mean()
     smoothed = 0.9 * correct - 0.1 * log_probs.mean()
     torch.testing.assert_close(plain, correct)
