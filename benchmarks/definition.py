@@ -15,15 +15,15 @@ from dataclasses import dataclass, replace
 
 import torch
 from jsonargparse import ArgumentParser
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from captioner.config import Config
-from captioner.decoder import ShowAttendTell, Teacher
-from captioner.errors import CaptionerError, ConfigError
+from captioner.decoder import ShowAttendTell
+from captioner.errors import CaptionerError
 from captioner.lstm import HDetachLSTM
-from captioner.objective import caption_loss, learning_rate
 from captioner.run import Run, prepare
+from captioner.train import epoch_batches, train_step
 
 
 @dataclass
@@ -64,8 +64,6 @@ def compare(config: Config, steps: int) -> tuple[Side, Side]:
         sides = []
         for fused in (True, False):
             run = prepare(replace(config, out=f"{out}/{fused}"), resume=False)
-            if run.batches < steps:
-                raise ConfigError(f"{config.data} gives {run.batches} batches, fewer than {steps}")
             for module in run.decoder.modules():
                 if isinstance(module, HDetachLSTM | ShowAttendTell):
                     module.fused = fused
@@ -81,26 +79,12 @@ def compare(config: Config, steps: int) -> tuple[Side, Side]:
 
 
 def _train(run: Run) -> Iterator[float]:
-    settings = run.config.train
+    """The losses of one step after another, epoch by epoch."""
     run.decoder.train()
-    batches = run.data.batches(
-        settings.batch_images,
-        max_words=settings.max_words,
-        captions_per_image=settings.captions_per_image,
-        mirror=settings.mirror,
-        seed=settings.seed,
-    )
-    for step, batch in enumerate(batches):
-        for group in run.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, step, run.batches * settings.epochs)
-        teacher = Teacher(batch.inputs, batch.batch_sizes, batch.image)
-        prediction = run.decoder(batch.features, teacher, detach_prob=settings.detach_prob)
-        loss, _ = caption_loss(prediction, batch.targets, batch.batch_sizes, settings)
-        run.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(run.decoder.parameters(), settings.clip)
-        run.optimizer.step()
-        yield loss.item()
+    while True:
+        for batch in epoch_batches(run):
+            yield train_step(run, batch)["loss"]
+        run.progress.next_epoch()
 
 
 if __name__ == "__main__":

@@ -33,15 +33,15 @@ from benchmarks.baselines import (
 )
 from benchmarks.measure import OURS, Item, ItemMaker, Run
 from benchmarks.products import CoreSizes, DecoderSizes
-from captioner import decoder as decoders
 from captioner.config import DecodeConfig, EncoderConfig, ModelConfig, TrainConfig
 from captioner.data import Batch, pack
-from captioner.decoder import Teacher, make_decoder
+from captioner.decoder import Decoder, Teacher, make_decoder
 from captioner.encoder import Encoder
 from captioner.images import open_image
 from captioner.lstm import HDetachLSTM
 from captioner.objective import caption_loss
 from captioner.pipeline import load
+from captioner.run import make_optimizer
 from captioner.search import search
 from captioner.vocabulary import EOS, SPECIAL
 
@@ -95,7 +95,7 @@ def train_attend(sizes: DecoderSizes, quick: bool, device: torch.device) -> Item
     def side(loss: Callable[[AttendNet, Tensor, Rows], Tensor], cell: Any = nn.LSTMCell) -> Run:
         net = AttendNet(sizes.dim, sizes.vocabulary, sizes.hidden, cell).to(device)
         features, rows = batch.features.to(device), Rows(batch, device)
-        return _training_step(net, lambda: loss(net, features, rows), device)
+        return _plain_training(net, lambda: loss(net, features, rows), device)
 
     def authors(net: AttendNet, features: Tensor, rows: Rows) -> Tensor:
         return padded_loss(*authors_attend(net, features, rows, DETACH), rows)
@@ -125,7 +125,7 @@ def train_show_tell(sizes: DecoderSizes, quick: bool, device: torch.device) -> I
     def side(loss: Callable[[ShowTellNet, Tensor, Rows], Tensor], recurrent: Any) -> Run:
         net = ShowTellNet(sizes.dim, sizes.vocabulary, sizes.hidden, recurrent).to(device)
         features, rows = batch.features.to(device), Rows(batch, device)
-        return _training_step(net, lambda: loss(net, features, rows), device)
+        return _plain_training(net, lambda: loss(net, features, rows), device)
 
     def authors(net: ShowTellNet, features: Tensor, rows: Rows) -> Tensor:
         return padded_loss(authors_show_tell(net, features, rows, DETACH), None, rows)
@@ -261,11 +261,6 @@ ITEMS: dict[str, ItemMaker] = {
 GPU_ITEMS = tuple(name for name in ITEMS if name.startswith(("core-", "train-")))
 
 
-def available(name: str) -> bool:
-    """Whether this version of the library can do the item."""
-    return name != "train-adaptive" or "adaptive" in decoders.DECODERS
-
-
 def _our_training(decoder: Any, sizes: DecoderSizes, batch: Batch, device: torch.device) -> Run:
     H = sizes.hidden
     model = ModelConfig(decoder, embed_dim=H, hidden_dim=H, attention_dim=H, dropout=DROPOUT)
@@ -277,12 +272,20 @@ def _our_training(decoder: Any, sizes: DecoderSizes, batch: Batch, device: torch
         prediction = net(features, teacher, detach_prob=DETACH)
         return caption_loss(prediction, targets, batch.batch_sizes, TrainConfig())[0]
 
-    return _training_step(net, loss, device)
+    return _training_step(net, make_optimizer(TrainConfig(), net), loss, device)
 
 
-def _training_step(net: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Run:
+def _plain_training(net: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Run:
+    return _training_step(net, torch.optim.Adam(net.parameters(), 4e-4), loss, device)
+
+
+def _training_step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[], Tensor],
+    device: torch.device,
+) -> Run:
     net.train()
-    optimizer = torch.optim.Adam(net.parameters(), 4e-4)
 
     def run() -> None:
         with _precision(device):
@@ -296,7 +299,7 @@ def _training_step(net: nn.Module, loss: Callable[[], Tensor], device: torch.dev
 
 
 @torch.inference_mode()
-def _search(decoder: decoders.Decoder, features: Tensor, settings: DecodeConfig) -> object:
+def _search(decoder: Decoder, features: Tensor, settings: DecodeConfig) -> object:
     memory, state = decoder.start(features)
     return search(partial(decoder.step, memory), state, settings)
 

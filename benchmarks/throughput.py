@@ -14,7 +14,7 @@ from typing import NoReturn
 import torch
 from tqdm import tqdm
 
-from benchmarks.items import GPU_ITEMS, ITEMS, available
+from benchmarks.items import GPU_ITEMS, ITEMS
 from benchmarks.measure import Result, measure
 from benchmarks.report import as_json, draw, machine, notes, table
 from captioner.errors import CaptionerError, ConfigError
@@ -76,11 +76,7 @@ def _chosen(only: list[str] | None, device: torch.device) -> list[str]:
             raise ConfigError(
                 f"no item {name!r} on {device.type}; choose from {', '.join(possible)}"
             )
-    chosen = [name for name in possible if name in (only or possible)]
-    for name in chosen:
-        if not available(name):
-            print(f"{name}: left out, this version has no such decoder", file=sys.stderr)
-    return [name for name in chosen if available(name)]
+    return [name for name in possible if name in (only or possible)]
 
 
 @contextmanager

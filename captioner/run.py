@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from captioner.checkpoint import load_state, save_state
-from captioner.config import Config
+from captioner.config import Config, TrainConfig
 from captioner.data import CaptionDataset
 from captioner.decoder import Decoder, make_decoder
 from captioner.errors import ConfigError
@@ -101,19 +102,24 @@ def prepare(config: Config, resume: bool) -> Run:
     average = None
     if settings.average:
         average = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
-    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    optimizer = kind(
-        decoder.parameters(),
-        settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
-    )
+    optimizer = make_optimizer(settings, decoder)
     run = Run(config, data, validation, decoder, average, optimizer, device, out)
     if resume:
         _restore(run, load_state(state_file))
     else:
         _make_folder(out)
     return run
+
+
+def make_optimizer(settings: TrainConfig, decoder: nn.Module) -> torch.optim.Optimizer:
+    """Adam or AdamW over all of the decoder's weights, in torch's fused form where there is one."""
+    kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    return kind(
+        decoder.parameters(),
+        settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=next(decoder.parameters()).device.type in ("cpu", "cuda"),
+    )
 
 
 def choose_device(name: str) -> torch.device:

@@ -66,48 +66,62 @@ def train(config: Config, *, resume: bool = False, show_progress: bool = True) -
 
 def _train_epoch(run: Run, journal: Journal, stop: list[int], bar: tqdm[NoReturn]) -> None:
     """The rest of the current epoch; raises KeyboardInterrupt, saved, once `stop` is filled."""
-    settings, progress = run.config.train, run.progress
-    total_steps = run.batches * settings.epochs
+    progress = run.progress
     run.decoder.train()
-    for batch in run.data.batches(
+    for batch in epoch_batches(run):
+        figures = train_step(run, batch)
+        bar.update()
+        bar.set_postfix(loss=f"{progress.mean_loss:.3f}")
+        journal.step(progress.step, **figures)
+        if stop or progress.step % run.config.train.save_steps == 0:
+            save_run(run, journal.flush())
+            if stop:
+                raise KeyboardInterrupt
+
+
+def epoch_batches(run: Run) -> Iterator[Batch]:
+    """The batches of the current epoch that are still to come, in their order."""
+    settings, progress = run.config.train, run.progress
+    return run.data.batches(
         settings.batch_images,
         max_words=settings.max_words,
         captions_per_image=settings.captions_per_image,
         mirror=settings.mirror,
         seed=settings.seed * 1_000_003 + progress.epoch,
         skip=progress.batch,
-    ):
-        rate = learning_rate(settings, progress.step, total_steps) * progress.rate_factor
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
-        prediction, targets = _forward(run, batch, progress.step / total_steps)
-        loss, cross_entropy = caption_loss(prediction, targets, batch.batch_sizes, settings)
-        run.optimizer.zero_grad()
-        loss.backward()
-        norm = _clip(run.decoder, settings)
-        if not math.isfinite(norm):
-            raise ConfigError(
-                f"the gradient is {norm} at step {progress.step + 1}: training diverged; lower "
-                "train.learning_rate or train.clip, and go on from the last save with --resume"
-            )
-        run.optimizer.step()
-        if run.average is not None:
-            run.average.update_parameters(run.decoder)
+    )
 
-        progress.count(len(targets), cross_entropy.item())
-        bar.update()
-        bar.set_postfix(loss=f"{progress.mean_loss:.3f}")
-        journal.step(
-            progress.step,
-            loss=loss.item(),
-            cross_entropy=cross_entropy.item(),
-            gradient_norm=norm,
-            learning_rate=rate,
+
+def train_step(run: Run, batch: Batch) -> dict[str, float]:
+    """One step of the optimizer: its loss, cross-entropy, gradient norm and learning rate.
+
+    Raises ConfigError if the gradient is not finite.
+    """
+    settings, progress = run.config.train, run.progress
+    total_steps = run.batches * settings.epochs
+    rate = learning_rate(settings, progress.step, total_steps) * progress.rate_factor
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    prediction, targets = _forward(run, batch, progress.step / total_steps)
+    loss, cross_entropy = caption_loss(prediction, targets, batch.batch_sizes, settings)
+    run.optimizer.zero_grad()
+    loss.backward()
+    norm = _clip(run.decoder, settings)
+    if not math.isfinite(norm):
+        raise ConfigError(
+            f"the gradient is {norm} at step {progress.step + 1}: training diverged; lower "
+            "train.learning_rate or train.clip, and go on from the last save with --resume"
         )
-        if stop or progress.step % settings.save_steps == 0:
-            save_run(run, journal.flush())
-            if stop:
-                raise KeyboardInterrupt
+    run.optimizer.step()
+    if run.average is not None:
+        run.average.update_parameters(run.decoder)
+    progress.count(len(targets), cross_entropy.item())
+    return {
+        "loss": loss.item(),
+        "cross_entropy": cross_entropy.item(),
+        "gradient_norm": norm,
+        "learning_rate": rate,
+    }
 
 
 def _end_epoch(run: Run, journal: Journal, scorer: ReferenceScorer) -> None:

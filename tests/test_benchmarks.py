@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny import make_config, make_data
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,11 +27,13 @@ from benchmarks.baselines import (
     padded_loss,
     tutorial_attend,
 )
-from benchmarks.items import ITEMS, available
+from benchmarks.definition import compare
+from benchmarks.items import ITEMS
 from benchmarks.measure import OURS, Figure, Item, Result, _growth_here
 from benchmarks.products import CoreSizes, DecoderSizes
 from benchmarks.throughput import main
 from captioner.data import pack
+from captioner.decoder import DECODERS
 from captioner.vocabulary import EOS
 
 T, B, I, H, D, V = 5, 3, 4, 6, 7, 12
@@ -217,10 +220,18 @@ def test_a_quick_run_prints_the_table_and_writes_every_figure(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", [name for name in ITEMS if name.startswith("train-")])
 def test_every_training_item_runs_every_side_at_tiny_sizes(name):
-    if not available(name):
-        pytest.skip("this version has no such decoder")
     for build in ITEMS[name](True, CPU).sides.values():
         build()()
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_hundred_steps_of_fast_training_have_the_losses_of_the_definition(tmp_path, decoder):
+    config = make_config(make_data(tmp_path / "data"), tmp_path / "run", learning_rate=1e-3)
+    model = replace(config.model, decoder=decoder, dropout=0.5)
+    fused, defined = compare(replace(config, model=model), 100)
+    assert fused.losses == pytest.approx(defined.losses, rel=0, abs=1e-4)
+    assert fused.losses != defined.losses  # two ways of computing, not one twice
+    assert fused.losses[-1] < fused.losses[0]
 
 
 @pytest.mark.parametrize(
