@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from captioner.buffers import Lease
+from captioner.buffers import reused
 from captioner.errors import ConfigError
 
 State: TypeAlias = tuple[Tensor, Tensor]  # h and c
@@ -106,12 +106,12 @@ class _Sequence(torch.autograd.Function):
         with_cells: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """hidden (rows, H), cells (rows, H) if asked for, and the last h and c (B, H)."""
-        H, lease = weight_hh.shape[1], Lease()
+        H = weight_hh.shape[1]
         precise = torch.promote_types(x.dtype, torch.float32)  # of c, under bfloat16
-        gates = lease.take(len(x), 4 * H, like=x)
-        squashed = lease.take(len(x), H, like=x, dtype=precise)
-        hidden = x.new_empty(len(x), H)
-        cells = lease.take(len(x), H, like=x, dtype=precise)
+        gates = reused(len(x), 4 * H, like=x)
+        squashed = reused(len(x), H, like=x, dtype=precise)
+        hidden = reused(len(x), H, like=x)
+        cells = reused(len(x), H, like=x, dtype=precise)
         if bias is None:
             torch.mm(x, weight_ih.t(), out=gates)
         else:
@@ -127,12 +127,12 @@ class _Sequence(torch.autograd.Function):
             lstm_cell_(gate.addmm_(h, weight_hh.t()), c, next_c, squash, next_h)
             h, c = next_h, next_c
         last_h[: len(h)], last_c[: len(h)] = h, c
-        ctx.save_for_backward(x, h0, c0, weight_ih, weight_hh, hidden)
-        ctx.gates, ctx.squashed, ctx.cells, ctx.lease = gates, squashed, cells, lease
+        ctx.save_for_backward(x, h0, c0, weight_ih, weight_hh, hidden, cells)
+        ctx.gates, ctx.squashed = gates, squashed
         ctx.batch_sizes, ctx.blocked, ctx.detach = batch_sizes, blocked, detach
         ctx.bias = bias is not None
         ctx.set_materialize_grads(False)
-        return hidden, cells.clone() if with_cells else None, last_h, last_c.to(c0.dtype)
+        return hidden, cells if with_cells else None, last_h, last_c.to(c0.dtype)
 
     @staticmethod
     def backward(
@@ -140,13 +140,12 @@ class _Sequence(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True
             raise RuntimeError("second derivatives need the definition: HDetachLSTM(fused=False)")
-        x, h0, c0, weight_ih, weight_hh, hidden = ctx.saved_tensors
-        cells = ctx.cells
-        sizes, lease = ctx.batch_sizes, Lease()
+        x, h0, c0, weight_ih, weight_hh, hidden, cells = ctx.saved_tensors
+        sizes = ctx.batch_sizes
         dh = torch.zeros_like(h0) if dh is None else dh.clone()
         dc = torch.zeros_like(c0) if dc is None else dc.clone()
         dc = dc.to(cells.dtype)
-        dx = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        dx = reused(*x.shape, like=x) if ctx.needs_input_grad[0] else None
         dw_ih, dw_hh = torch.empty_like(weight_ih), torch.empty_like(weight_hh)
         db = weight_hh.new_zeros(len(weight_hh))
         gates, squashed = ctx.gates.split(sizes), ctx.squashed.split(sizes)
@@ -155,8 +154,8 @@ class _Sequence(torch.autograd.Function):
         from_cells = d_cells.split(sizes) if d_cells is not None else None
         blocks, end = _blocks(sizes), len(x)
         most = max(sum(sizes[t] for t in steps) for steps in blocks)
-        all_deltas = lease.take(most, weight_hh.shape[0], like=x)
-        all_before = lease.take(most, weight_hh.shape[1], like=x)
+        all_deltas = reused(most, weight_hh.shape[0], like=x)
+        all_before = reused(most, weight_hh.shape[1], like=x)
         slope = torch.empty_like(dc)
         for steps in reversed(blocks):
             lengths = [sizes[t] for t in steps]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from captioner.buffers import Lease
+from captioner.buffers import reused
 from captioner.config import TrainConfig
 from captioner.decoder import Prediction
 
@@ -57,9 +57,10 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         (tokens, V), learns = (len(hidden), len(weight)), any(ctx.needs_input_grad)
         low, low_bias = weight.to(hidden.dtype), bias.to(hidden.dtype)  # bfloat16 under autocast
-        size, lease = min(tokens, max(1, _PIECE // V)), Lease()
-        buffer = lease.take(V * size, like=hidden)
-        d_hidden, d_weight = torch.empty_like(hidden), torch.empty_like(low)
+        size = min(tokens, max(1, _PIECE // V))
+        buffer = reused(V * size, like=hidden)
+        d_hidden = reused(*hidden.shape, like=hidden)
+        d_weight = reused(*low.shape, like=low)
         d_bias = torch.zeros_like(bias)
         smoothed = plain = bias.new_zeros(())
         for start in range(0, tokens, size):

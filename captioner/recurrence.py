@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from captioner.additive import Places, additive_scores, additive_scores_backward
-from captioner.buffers import Lease
+from captioner.buffers import reused
 from captioner.lstm import lstm_cell_, lstm_cell_backward_
 
 
@@ -54,11 +54,10 @@ class AttendRecurrence(torch.autograd.Function):
         rows: Rows,
     ) -> tuple[Tensor, Tensor, Tensor]:
         tokens, E, H, D = len(words), words.shape[1], h.shape[1], values.shape[2]
-        lease = Lease()
-        all_gates = lease.take(tokens, 4 * H, like=words)
+        all_gates = reused(tokens, 4 * H, like=words)
         torch.addmm(bias, words, weight_ih[:, :E].t(), out=all_gates)
-        kept = [lease.take(tokens, X, like=words) for X in (H, H, len(query), D, D)]
-        hidden, context = words.new_empty(tokens, H), words.new_empty(tokens, D)
+        kept = [reused(tokens, X, like=words) for X in (H, H, len(query), D, D)]
+        hidden, context = reused(tokens, H, like=words), reused(tokens, D, like=words)
         attention = words.new_empty(tokens, values.shape[1])
         places = Places.of(rows.image, len(values))
         doubled = 2 * score
@@ -81,7 +80,7 @@ class AttendRecurrence(torch.autograd.Function):
             words, keys, values, *before, query, gate, score, weight_ih, weight_hh,
             hidden, context, attention,
         )  # fmt: skip
-        ctx.rows, ctx.places, ctx.kept, ctx.lease = rows, places, (all_gates, *kept), lease
+        ctx.rows, ctx.places, ctx.kept = rows, places, (all_gates, *kept)
         ctx.set_materialize_grads(False)
         return hidden, context, attention
 
@@ -93,10 +92,10 @@ class AttendRecurrence(torch.autograd.Function):
             hidden, context, attention,
         ) = ctx.saved_tensors  # fmt: skip
         rows, places, sizes = ctx.rows, ctx.places, ctx.rows.batch_sizes
-        E, lease, doubled = words.shape[1], Lease(), 2 * score
+        E, doubled = words.shape[1], 2 * score
         gates, cells, squashed, q, opened, seen = (kept.split(sizes) for kept in ctx.kept)
         d_gates, d_q, d_opened, d_seen = made = [
-            lease.take(*kept.shape, like=kept) for kept in (ctx.kept[i] for i in (0, 3, 4, 5))
+            reused(*kept.shape, like=kept) for kept in (ctx.kept[i] for i in (0, 3, 4, 5))
         ]
         made_by_step = list(zip(*(grad.split(sizes) for grad in made), strict=True))
         from_hidden, from_context, from_attention = (

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence
 
+from captioner.buffers import reused
 from captioner.errors import ConfigError
 from captioner.lstm import HDetachLSTM, draw_blocked
 
@@ -180,6 +181,18 @@ def test_buffers_of_one_pass_are_not_those_of_another_that_is_still_needed():
         )
         for one, other in zip(found, alone[k], strict=True):
             assert torch.equal(one, other)
+
+
+def test_memory_is_lent_anew_once_the_last_view_of_a_tensor_is_gone():
+    like = torch.zeros((), dtype=torch.bfloat16)
+    first = reused(700, 300, like=like)
+    address, part = first.data_ptr(), first[-1:]
+    del first
+    assert reused(700, 300, like=like).data_ptr() != address
+    del part
+    again = [reused(600, 300, like=like) for _ in range(3)]  # a size of the same class
+    assert address in [tensor.data_ptr() for tensor in again]
+    assert again[0].dtype == torch.bfloat16
 
 
 def test_second_derivatives_need_the_definition_and_say_so():
