@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from captioner.additive import AdditiveScores, Places
 from captioner.config import ModelConfig
 from captioner.lstm import HDetachLSTM, State, draw_blocked
+from captioner.packed import linear
 from captioner.recurrence import AttendRecurrence, Rows
 
 
@@ -89,7 +90,7 @@ class ShowTell(nn.Module):
         output, (h, c) = self.core(
             x, (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous())
         )
-        logits = _logits(self.dropout(output[0]), self.out)
+        logits = linear(self.dropout(output[0]), self.out.weight, self.out.bias)
         return logits, (h.transpose(0, 1), c.transpose(0, 1)), None
 
     def forward(
@@ -164,11 +165,12 @@ class ShowAttendTell(nn.Module):
         """Project features (B, L, D) once; h and c (B, H) from their mean."""
         values = features
         if self.project is not None:
-            values = F.relu(self.project(features))
+            values = F.relu(linear(features, self.project.weight, self.project.bias))
         values = self.dropout(values)
         mean = values.mean(1)
         state = (self.init_h(mean).tanh(), self.init_c(mean).tanh())
-        return Memory(values, 2 * self.key(values)), state
+        keys = linear(values, self.key.weight, self.key.bias)
+        return Memory(values, 2 * keys), state
 
     def step(
         self, memory: Memory, tokens: Tensor, state: State, image: Tensor
@@ -178,7 +180,8 @@ class ShowAttendTell(nn.Module):
         places = Places.of(image, len(memory.values))
         context, attention = self._attend(memory, state[0], image, places)
         h, c = self._recur(self._word_gates(words), context, state, blocked=False)
-        return _logits(self._deep(words, h, context), self.out), (h, c), attention
+        logits = linear(self._deep(words, h, context), self.out.weight, self.out.bias)
+        return logits, (h, c), attention
 
     def forward(
         self,
@@ -255,22 +258,25 @@ class ShowAttendTell(nn.Module):
         self, memory: Memory, h: Tensor, image: Tensor, places: Places
     ) -> tuple[Tensor, Tensor]:
         """Gated context z = beta * sum_i alpha_i a_i (n, D) and the attention alpha (n, L)."""
-        scores = AdditiveScores.apply(memory.keys, 2 * self.query(h), 2 * self.score, image)
+        query = linear(h, self.query.weight)
+        scores = AdditiveScores.apply(memory.keys, 2 * query, 2 * self.score, image)
         attention: Tensor = scores.softmax(-1)
         context = places.weighted_sum(attention, memory.values)
-        return self.gate(h).sigmoid() * context, attention
+        return linear(h, self.gate.weight, self.gate.bias).sigmoid() * context, attention
 
     def _word_gates(self, words: Tensor) -> Tensor:
-        weight = self.core.weight_ih_l0[:, : words.shape[-1]]
-        return F.linear(words, weight, self.core.bias_ih_l0 + self.core.bias_hh_l0)
+        bias = self.core.bias_ih_l0 + self.core.bias_hh_l0
+        return linear(words, self.core.weight_ih_l0, bias, slice(0, self.config.embed_dim))
 
     def _recur(self, gates: Tensor, context: Tensor, state: State, blocked: bool) -> State:
-        weight = self.core.weight_ih_l0[:, self.config.embed_dim :]
-        return self.core.step(gates + F.linear(context, weight), state, blocked)
+        columns = slice(self.config.embed_dim, None)
+        gates = gates + linear(context, self.core.weight_ih_l0, None, columns)
+        return self.core.step(gates, state, blocked)
 
     def _deep(self, words: Tensor, h: Tensor, context: Tensor) -> Tensor:
         """The deep output layer (n, E), Xu et al. 2015, equation 7, before the vocabulary."""
-        deep = words + self.out_h(self.dropout(h)) + self.out_z(context)
+        deep = words + linear(self.dropout(h), self.out_h.weight, self.out_h.bias)
+        deep = deep + linear(context, self.out_z.weight)
         dropped: Tensor = self.dropout(deep.tanh())
         return dropped
 
@@ -317,7 +323,8 @@ class Adaptive(nn.Module):
         x = self._inputs(memory, tokens, image)
         h, c = self.core.step(self.core.input_gates(x), state, blocked=False)
         seen, attention = self._look(memory, x, state[0], h, c, image)
-        return _logits(self.dropout(seen + h), self.out), (h, c), attention
+        logits = linear(self.dropout(seen + h), self.out.weight, self.out.bias)
+        return logits, (h, c), attention
 
     def forward(
         self,
@@ -392,15 +399,6 @@ DECODERS: dict[str, type[ShowTell] | type[ShowAttendTell] | type[Adaptive]] = {
 def make_decoder(config: ModelConfig, vocabulary_size: int, dim: int) -> Decoder:
     """The decoder that `config.decoder` names, for features of size `dim`."""
     return DECODERS[config.decoder](config, vocabulary_size, dim)
-
-
-def _logits(hidden: Tensor, out: nn.Linear) -> Tensor:
-    """Logits (n, V) of a few rows: on a CPU the product with a large matrix is faster in parts."""
-    if hidden.device.type != "cpu":
-        logits: Tensor = out(hidden)
-        return logits
-    parts = zip(out.weight.split(2048), out.bias.split(2048), strict=True)
-    return torch.cat([F.linear(hidden, weight, bias) for weight, bias in parts], -1)
 
 
 def _fusible(words: Tensor) -> bool:

@@ -16,6 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from captioner.buffers import reused
 from captioner.errors import ConfigError
+from captioner.packed import linear
 
 State: TypeAlias = tuple[Tensor, Tensor]  # h and c
 Layer: TypeAlias = tuple[Tensor, "Tensor | None", Tensor, Tensor]  # hidden, cells, last h and c
@@ -439,7 +440,7 @@ class HDetachLSTM(nn.Module):
     def input_gates(self, x: Tensor, layer: int = 0) -> Tensor:
         """The part of the gates that the input alone gives, with both biases: (..., 4H)."""
         (weight_ih, _), bias = self._weights(layer)
-        return F.linear(x, weight_ih, bias)
+        return linear(x, weight_ih, bias)
 
     def step(self, input_gates: Tensor, state: State, blocked: bool, layer: int = 0) -> State:
         """One time step from `input_gates` (n, 4H): the next (h, c), each (n, H)."""
@@ -449,7 +450,7 @@ class HDetachLSTM(nn.Module):
                 h = h.detach()
             else:
                 c = c.detach()
-        return lstm_cell(input_gates + F.linear(h, self._weights(layer)[0][1]), c)
+        return lstm_cell(input_gates + linear(h, self._weights(layer)[0][1]), c)
 
     def _weights(self, layer: int) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
         """W_ih and W_hh of a layer, and the sum of its two biases."""

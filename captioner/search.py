@@ -97,12 +97,14 @@ def beam_search(step: Step, state: State, config: DecodeConfig) -> list[list[Hyp
 def _continuations(logits: Tensor, scores: Tensor, beams: int) -> tuple[Tensor, Tensor, Tensor]:
     """The best ways on of each picture: log-probability, parent row and word, each (P, >= beams).
 
-    logits (P k, V) of rows with log-probabilities `scores` (P, k). The `beams` + 1 best words of a
-    row are enough: one of them may be EOS, and no more than `beams` others can be needed.
+    logits (P k, V), overwritten, of rows with log-probabilities `scores` (P, k). The `beams` + 1
+    best words of a row are enough: one may be EOS, and no more than `beams` others can be needed.
     """
     pictures, k = scores.shape
     top, words = logits.topk(min(beams + 1, logits.shape[1]))
-    totals = scores.view(-1, 1) + (top - logits.logsumexp(-1, keepdim=True))  # (P k, beams + 1)
+    most = top[:, :1]
+    all_words = logits.sub_(most).exp_().sum(-1, keepdim=True).log()
+    totals = scores.view(-1, 1) + (top - most - all_words)  # (P k, beams + 1)
     totals, words = totals.view(pictures, -1), words.view(pictures, -1)
     best, at = totals.topk(min(2 * beams, totals.shape[1]))
     first_row = torch.arange(0, pictures * k, k, device=logits.device).unsqueeze(1)

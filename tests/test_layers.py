@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
-    ("errors", "buffers"),
+    ("errors", "buffers", "packed"),
     ("config", "vocabulary", "lstm", "additive"),
     ("images", "features", "search", "metrics", "journal", "recurrence"),
     ("encoder", "decoder", "data"),
