@@ -1,0 +1,128 @@
+"""COCO's files of captions: results as they are handed in, references as they are annotated."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from captioner.errors import ConfigError, DataError
+
+ImageId: TypeAlias = int | str
+
+SERVER_SETS = ("val2014", "test2014")  # what the evaluation server asks for
+
+
+@dataclass(frozen=True)
+class References:
+    """The captions of a COCO captions file, and the pictures' file names where it has them."""
+
+    captions: dict[ImageId, list[str]]
+    files: dict[ImageId, str]
+
+
+def read_results(path: Path | str) -> dict[ImageId, str]:
+    """The caption of each image of a COCO result file, `[{"image_id": ..., "caption": ...}, ...]`.
+
+    Raises DataError for another form and for an image with two captions.
+    """
+    entries = _read_json(path)
+    if not isinstance(entries, list):
+        raise DataError(
+            f'{path} is no COCO result file: it should be a list of {{"image_id", "caption"}}'
+        )
+    found: dict[ImageId, str] = {}
+    for number, entry in enumerate(entries):
+        image, caption = _entry(entry, f"{path}: entry {number}")
+        if image in found:
+            raise DataError(f"{path}: entry {number} gives image {image!r} a second caption")
+        found[image] = caption
+    if not found:
+        raise DataError(f"{path} holds no captions")
+    return found
+
+
+def read_references(path: Path | str) -> References:
+    """The captions of a COCO captions file, `{"annotations": [{"image_id", "caption"}], ...}`."""
+    document = _read_json(path)
+    entries = document.get("annotations") if isinstance(document, dict) else None
+    if not isinstance(entries, list):
+        raise DataError(f'{path} is no COCO captions file: it has no list "annotations"')
+    captions: dict[ImageId, list[str]] = {}
+    for number, entry in enumerate(entries):
+        image, caption = _entry(entry, f"{path}: annotation {number}")
+        captions.setdefault(image, []).append(caption)
+    files = {
+        image["id"]: image["file_name"]
+        for image in document.get("images", ())
+        if isinstance(image, dict) and {"id", "file_name"} <= image.keys()
+    }
+    return References(captions, files)
+
+
+def check_known(
+    results: Mapping[ImageId, str], references: Mapping[ImageId, object], path: Path | str
+) -> None:
+    """Raise DataError unless every image of the results has references."""
+    unknown = [image for image in results if image not in references]
+    if not unknown:
+        return
+    examples = ", ".join(map(repr, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
+    problem = f"{path}: {len(unknown):,} of {len(results):,} images have no references: {examples}"
+    if {type(image) for image in references}.isdisjoint(type(image) for image in unknown):
+        problem += "; ids are numbers in one file and strings in the other"
+    raise DataError(problem)
+
+
+def write_results(captions: Mapping[Any, str], path: Path) -> None:
+    """Write a COCO result file: [{"image_id": ..., "caption": ...}, ...]."""
+    results = [{"image_id": key, "caption": caption} for key, caption in captions.items()]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial_path = path.with_name(path.name + ".part")
+        partial_path.write_text(json.dumps(results, ensure_ascii=False, indent=0) + "\n", "utf-8")
+        partial_path.replace(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from None
+
+
+def server_file(dataset: str, name: str) -> str:
+    """The file name that COCO's evaluation server asks for: captions_SET_NAME_results.json."""
+    if dataset not in SERVER_SETS:
+        raise ConfigError(f"the server knows no set {dataset!r}, only {' and '.join(SERVER_SETS)}")
+    if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
+        raise ConfigError(f"{name!r} is no name for the server: letters, digits, . _ and - only")
+    return f"captions_{dataset}_{name}_results.json"
+
+
+def coco_image_id(path: Path) -> int:
+    """The number in a COCO file name: 42 of COCO_val2014_000000000042.jpg or 000000000042.jpg."""
+    found = re.fullmatch(r"(?:COCO_\w+_)?(\d+)", path.stem)
+    if not found:
+        raise DataError(f"{path.name} has no COCO file name (COCO_val2014_000000000042.jpg)")
+    return int(found[1])
+
+
+def _read_json(path: Path | str) -> Any:
+    try:
+        return json.loads(Path(path).read_text("utf-8-sig"))
+    except FileNotFoundError:
+        raise DataError(f"no file {path}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from None
+
+
+def _entry(entry: Any, place: str) -> tuple[ImageId, str]:
+    if not isinstance(entry, dict) or not {"image_id", "caption"} <= entry.keys():
+        raise DataError(f'{place} lacks "image_id" or "caption"')
+    image, caption = entry["image_id"], entry["caption"]
+    if isinstance(image, bool) or not isinstance(image, int | str):
+        raise DataError(f"{place}: image_id is {image!r}; it should be a number or a string")
+    if not isinstance(caption, str):
+        raise DataError(f"{place}: the caption of image {image!r} is no text: {caption!r}")
+    return image, caption
