@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("errors", "buffers", "packed"),
     ("config", "vocabulary", "lstm", "additive"),
-    ("images", "features", "search", "metrics", "journal", "recurrence"),
+    ("images", "features", "search", "metrics", "results", "journal", "recurrence"),
     ("encoder", "decoder", "data"),
     ("checkpoint", "objective"),
     ("pipeline", "evaluate", "run"),
