@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,6 @@ import numpy.typing as npt
 from PIL import Image
 
 from captioner.errors import DataError
-from captioner.pipeline import Caption
 
 
 def overlay(
@@ -30,21 +31,17 @@ def overlay(
     return Image.fromarray(mixed.clip(0, 255).astype(np.uint8))
 
 
-def draw(seen: Image.Image, caption: Caption, path: Path) -> None:
-    """Write a PNG with the picture, as `Captioner.seen` gives it, and an overlay for each word.
-
-    Raises DataError if the decoder has no attention, or the file cannot be written.
-    """
+def sheet(
+    seen: Image.Image, words: Sequence[str], attention: npt.NDArray[np.float32]
+) -> Image.Image:
+    """The picture as the encoder sees it, and an overlay for each word; attention (words, r, c)."""
     from matplotlib.figure import Figure  # slow to import, used here only
 
-    if caption.attention is None:
-        raise DataError("this checkpoint's decoder has no attention to draw")
     image = seen.copy()
     image.thumbnail((480, 480))
     panels = [("", image)]
     panels += [
-        (word, overlay(image, weights))
-        for word, weights in zip(caption.words, caption.attention, strict=True)
+        (word, overlay(image, weights)) for word, weights in zip(words, attention, strict=True)
     ]
     columns = min(len(panels), 5)
     rows = math.ceil(len(panels) / columns)
@@ -56,9 +53,23 @@ def draw(seen: Image.Image, caption: Caption, path: Path) -> None:
     for axis, (word, panel) in zip(axes, panels, strict=False):
         axis.imshow(panel)
         axis.set_title(word, fontsize=12)
-    figure.suptitle(caption.text, fontsize=13)
+    figure.suptitle(" ".join(words), fontsize=13)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=100, format="png")
+    return Image.open(drawn).convert("RGB")
+
+
+def draw(
+    seen: Image.Image, words: Sequence[str], attention: npt.NDArray[np.float32] | None, path: Path
+) -> None:
+    """Write `sheet` as a PNG.
+
+    Raises DataError if the decoder has no attention, or the file cannot be written.
+    """
+    if attention is None:
+        raise DataError("this checkpoint's decoder has no attention to draw")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=100, format="png")
+        sheet(seen, words, attention).save(path, "PNG")
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from None

@@ -1,4 +1,4 @@
-"""The command `captioner`: train, evaluate, caption. The only module that prints."""
+"""The command `captioner`: train, evaluate, score, caption. The only module that prints."""
 
 from __future__ import annotations
 
@@ -11,21 +11,26 @@ import re
 import sys
 import time
 from argparse import ArgumentError, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
 from captioner import __version__
 from captioner.config import Config, DecodeConfig
 from captioner.errors import CaptionerError, ConfigError, DataError
-from captioner.metrics import METRICS
+from captioner.metrics import METRICS, SPICE, Scores
+
+if TYPE_CHECKING:
+    from captioner.checkpoint import Checkpoint
+    from captioner.pipeline import Caption
 
 DESCRIPTION = """Image captions from a pretrained CNN and an LSTM trained with h-detach.
 
   captioner train --config configs/flickr8k.yaml
   captioner evaluate checkpoints/flickr8k --data data/flickr8k --split val
+  captioner score results.json --references captions_val2017.json
   captioner caption photo.jpg holiday/ --checkpoint checkpoints/flickr8k
 
 `captioner COMMAND --help` tells more; `python -m data_prep` prepares data, `python -m app` opens
@@ -53,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    commands = {"train": _train, "evaluate": _evaluate, "caption": _caption}
+    commands = {"train": _train, "evaluate": _evaluate, "score": _score, "caption": _caption}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(DESCRIPTION)
         return 0
@@ -131,41 +136,163 @@ def _evaluate(arguments: Sequence[str]) -> int:
     parser.add_argument("--data", required=True, help="folder made by `python -m data_prep`")
     parser.add_argument("--split", default="val", help="train, val or test")
     parser.add_argument("--out", help="write the captions as a COCO result file")
-    parser.add_argument("--metrics", nargs="+", choices=METRICS, help="all of them by default")
+    _add_server_argument(parser, "--out")
     parser.add_argument("--limit", type=int, default=0, help="only the first so many pictures")
-    parser.add_argument("--json", action="store_true", help="print the scores as JSON")
+    parser.add_argument(
+        "--diversity", type=int, metavar="N", help="also draw N captions a picture: do they differ?"
+    )
+    _add_score_arguments(parser)
     _add_decode_arguments(parser)
     chosen = parser.read(arguments)
+    if chosen.diversity is not None and chosen.diversity < 2:
+        raise ConfigError(f"--diversity is {chosen.diversity}; it takes 2 captions or more")
 
     from captioner.checkpoint import load
     from captioner.evaluate import evaluate
 
     started = time.monotonic()
+    report = _writable(chosen.report)
+    out = _result_file(chosen.out, chosen.server)
     checkpoint = load(chosen.checkpoint)
     decode = _decode_settings(checkpoint.decode, chosen)
-    out = _writable(chosen.out)
     result = evaluate(
         checkpoint,
         chosen.data,
         chosen.split,
         decode,
         metrics=tuple(chosen.metrics or METRICS),
+        corenlp=chosen.corenlp,
         limit=chosen.limit,
         results=out,
         progress=True,
     )
-    if chosen.json:
-        print(json.dumps(result.scores.values))
-        return 0
-    for name, value in result.scores.values.items():
-        print(f"{name:<8} {value:7.3f}")
-    print(
-        f"{len(result.captions):,} images of {chosen.split}, beam {decode.beam_size}, "
-        f"in {_duration(time.monotonic() - started)}"
-    )
-    if out:
-        print(f"captions: {out}")
+    variety = _diversity(checkpoint, chosen, decode) if chosen.diversity else {}
+    _print_scores(result.scores, chosen.json, variety)
+    if report:
+        from captioner.overview import report_evaluation
+
+        named = {"checkpoint": chosen.checkpoint, "data": chosen.data, "split": chosen.split}
+        named |= {"beam": str(decode.beam_size), "length norm": f"{decode.length_norm:g}"}
+        report_evaluation(report, result, checkpoint, chosen.data, named, chosen.images)
+    if not chosen.json:
+        print(
+            f"{len(result.captions):,} images of {chosen.split}, beam {decode.beam_size}, "
+            f"in {_duration(time.monotonic() - started)}"
+        )
+        _print_files(captions=out, report=report)
     return 0
+
+
+def _score(arguments: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="captioner score",
+        description="Score COCO result files against a COCO captions file; no model is needed. "
+        "Of two result files it says whether their difference is real.",
+    )
+    parser.add_argument("results", nargs="+", help="one or two files [{image_id, caption}, ...]")
+    parser.add_argument("--references", required=True, help="COCO captions file")
+    _add_score_arguments(parser)
+    chosen = parser.read(arguments)
+    if len(chosen.results) > 2:
+        raise ConfigError(f"{len(chosen.results)} result files; give one, or two to compare")
+    if chosen.report and len(chosen.results) == 2:
+        raise ConfigError("--report is of one result file; score the two one after the other")
+
+    from captioner.metrics import ReferenceScorer, score
+    from captioner.results import check_known, read_references, read_results
+
+    started = time.monotonic()
+    report = _writable(chosen.report)
+    references = read_references(chosen.references)
+    files = [read_results(path) for path in chosen.results]
+    for path, captions in zip(chosen.results, files, strict=True):
+        check_known(captions, references.captions, path)
+    if files[0].keys() != files[-1].keys():
+        raise DataError(
+            f"{chosen.results[0]} and {chosen.results[1]} caption different images: "
+            f"{len(files[0].keys() - files[1].keys()):,} are in the first alone, "
+            f"{len(files[1].keys() - files[0].keys()):,} in the second alone"
+        )
+    metrics = tuple(chosen.metrics or METRICS)
+    own = {key: references.captions[key] for key in files[0]}
+    if len(files) == 1:
+        scores = [score(files[0], own, metrics, chosen.corenlp)]
+    else:
+        scorer = ReferenceScorer(own)
+        in_order = [{key: captions[key] for key in own} for captions in files]
+        scores = [scorer.score(captions, metrics, chosen.corenlp) for captions in in_order]
+    if len(scores) == 2:
+        names = [Path(path).name for path in chosen.results]
+        different = names[0] != names[1]
+        _print_comparison(names if different else chosen.results, scores, chosen.json)
+    else:
+        _print_scores(scores[0], chosen.json, {})
+    if report:
+        from captioner.overview import report_results
+
+        named = {"results": chosen.results[0], "references": chosen.references}
+        report_results(report, files[0], references, scores[0], named, chosen.images)
+    if not chosen.json:
+        print(
+            f"{len(files[0]):,} of {len(references.captions):,} images of {chosen.references}, "
+            f"in {_duration(time.monotonic() - started)}"
+        )
+        _print_files(report=report)
+    return 0
+
+
+def _print_scores(scores: Scores, as_json: bool, diversity: Mapping[str, float]) -> None:
+    from captioner.significance import intervals
+    from captioner.table import score_table
+
+    found = intervals(scores)
+    if not as_json:
+        print(score_table(scores, found))
+        for name, value in diversity.items():
+            print(f"{name:<17} {value:.3f}")
+        return
+    document: dict[str, Any] = {
+        "images": len(next(iter(scores.per_image.values()))),
+        "scores": scores.values,
+        "intervals": {name: [interval.low, interval.high] for name, interval in found.items()},
+    }
+    if diversity:
+        document["diversity"] = dict(diversity)
+    print(json.dumps(document))
+
+
+def _print_comparison(names: Sequence[str], scores: Sequence[Scores], as_json: bool) -> None:
+    from captioner.significance import compare
+    from captioner.table import comparison_table
+
+    found = compare(scores[0], scores[1])
+    if not as_json:
+        print(comparison_table(names, scores, found))
+        return
+    document = {
+        "images": len(next(iter(scores[0].per_image.values()))),
+        "scores": [{"results": n, **s.values} for n, s in zip(names, scores, strict=True)],
+        "comparison": {name: dataclasses.asdict(value) for name, value in found.items()},
+    }
+    print(json.dumps(document))
+
+
+def _print_files(**files: Path | None) -> None:
+    for name, path in files.items():
+        if path:
+            print(f"{name}: {path}")
+
+
+def _diversity(checkpoint: Checkpoint, chosen: Namespace, decode: DecodeConfig) -> dict[str, float]:
+    from captioner.diversity import diversity
+    from captioner.evaluate import sampled_captions
+
+    several = dataclasses.replace(decode, captions=chosen.diversity)
+    return diversity(
+        sampled_captions(
+            checkpoint, chosen.data, chosen.split, several, limit=chosen.limit, progress=True
+        )
+    )
 
 
 def _caption(arguments: Sequence[str]) -> int:
@@ -182,6 +309,10 @@ def _caption(arguments: Sequence[str]) -> int:
         "--attention",
         help="draw where each word looked into this PNG; a folder when there are several pictures",
     )
+    parser.add_argument(
+        "--results", help="also write the best captions of COCO's photographs as a COCO result file"
+    )
+    _add_server_argument(parser, "--results")
     _add_decode_arguments(parser)
     parser.add_argument("--captions", type=int, help="captions for each picture, best first")
     parser.add_argument(
@@ -198,45 +329,80 @@ def _caption(arguments: Sequence[str]) -> int:
 
     from captioner.images import find_pictures
     from captioner.pipeline import load
+    from captioner.results import coco_image_id, write_results
 
     paths = find_pictures(chosen.pictures, recursive=chosen.recursive)
     if not paths:
         raise DataError(f"no pictures in {', '.join(chosen.pictures)}")
+    results = _result_file(chosen.results, chosen.server)
+    ids = {path: coco_image_id(path) for path in paths} if results else {}
     captioner = load(chosen.checkpoint)
     decode = _decode_settings(captioner.decode, chosen)
     attention = _writable(chosen.attention)
+    best: dict[int, str] = {}
     failures = 0
-    for path in paths:
-        try:
-            captions = captioner.search([path], decode)[0]
-        except DataError as error:  # one bad picture does not cost the others
-            print(f"error: {error}", file=sys.stderr)
-            failures += 1
-            continue
-        for rank, caption in enumerate(captions):
-            if chosen.json:
-                print(
-                    json.dumps(
-                        {
-                            "image": str(path),
-                            "caption": caption.text,
-                            "score": round(caption.score, 4),
-                            "rank": rank + 1,
-                        }
-                    ),
-                    flush=True,
-                )
-            else:
-                label = "" if len(paths) == 1 else f"{path}: "
-                shown = f"  ({caption.score:.3f})" if len(captions) > 1 else ""
-                print(f"{label}{caption.text}{shown}", flush=True)
-        if attention:
-            from captioner.attention import draw
+    try:
+        for path in paths:
+            try:
+                captions = captioner.search([path], decode)[0]
+            except DataError as error:  # one bad picture does not cost the others
+                print(f"error: {error}", file=sys.stderr)
+                failures += 1
+                continue
+            if results:
+                best[ids[path]] = captions[0].text
+            _print_captions(path, captions, chosen.json, alone=len(paths) == 1)
+            if attention:
+                from captioner.attention import draw
 
-            one = len(paths) == 1
-            target = attention if one else attention / f"{path.stem}.png"
-            draw(captioner.seen(path), captions[0], target)
+                target = attention if len(paths) == 1 else attention / f"{path.stem}.png"
+                draw(captioner.seen(path), captions[0].words, captions[0].attention, target)
+    finally:
+        if results and best:  # also of a run that was stopped
+            write_results(best, results)
     return 1 if failures else 0
+
+
+def _print_captions(path: Path, captions: Sequence[Caption], as_json: bool, alone: bool) -> None:
+    for rank, caption in enumerate(captions, 1):
+        if as_json:
+            score = round(caption.score, 4)
+            entry = {"image": str(path), "caption": caption.text, "score": score, "rank": rank}
+            print(json.dumps(entry), flush=True)
+        else:
+            label = "" if alone else f"{path}: "
+            shown = f"  ({caption.score:.3f})" if len(captions) > 1 else ""
+            print(f"{label}{caption.text}{shown}", flush=True)
+
+
+def _add_score_arguments(parser: ArgumentParser) -> None:
+    known = (*METRICS, SPICE)
+    parser.add_argument("--metrics", nargs="+", choices=known, help=f"by default all but {SPICE}")
+    parser.add_argument("--corenlp", type=Path, help=f"folder of Stanford CoreNLP 3.6, for {SPICE}")
+    parser.add_argument("--json", action="store_true", help="print the scores as JSON")
+    parser.add_argument("--report", help="write a page (HTML) with figures and photographs")
+    parser.add_argument("--images", type=Path, help="folder of the photographs, for the report")
+
+
+def _add_server_argument(parser: ArgumentParser, out: str) -> None:
+    parser.add_argument(
+        "--server",
+        nargs=2,
+        metavar=("SET", "NAME"),
+        help=f"{out} is a folder, and the file in it is named as COCO's evaluation server wants: "
+        "captions_SET_NAME_results.json, SET val2014 or test2014",
+    )
+
+
+def _result_file(out: str | None, server: Sequence[str] | None) -> Path | None:
+    if server is None:
+        return _writable(out)
+    from captioner.results import server_file
+
+    name = server_file(*server)
+    if out is None:
+        raise ConfigError("--server names a file; say in which folder")
+    return _writable(str(Path(out) / name))
 
 
 def _add_decode_arguments(parser: ArgumentParser) -> None:

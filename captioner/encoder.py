@@ -93,12 +93,8 @@ class Encoder(nn.Module):
         return super().train(False)
 
     def seen(self, image: Image.Image) -> Image.Image:
-        """The part of a picture that the network sees: all of it, or with crop the middle."""
-        if self.config.resize == "squash":
-            return image
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        return image.crop((left, top, left + side, top + side))
+        """The part of a picture that the network sees."""
+        return seen(image, self.config)
 
     def preprocess(self, image: Image.Image) -> Tensor:
         """Resize an RGB picture to the network's square: uint8 (3, S, S)."""
@@ -112,6 +108,15 @@ class Encoder(nn.Module):
         if self.config.grid:
             x = F.adaptive_avg_pool2d(x, self.config.grid)
         return x.flatten(2).transpose(1, 2)
+
+
+def seen(image: Image.Image, config: EncoderConfig) -> Image.Image:
+    """The part of a picture that an encoder sees: all of it, or with crop the middle."""
+    if config.resize == "squash":
+        return image
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def _lite(config: EncoderConfig) -> tuple[nn.Module, int]:

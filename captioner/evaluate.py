@@ -1,31 +1,34 @@
-"""Caption a split of prepared data, score it, and write COCO result files."""
+"""Caption a split of prepared data and score it."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from captioner.checkpoint import Checkpoint
 from captioner.config import DecodeConfig
 from captioner.data import CaptionDataset
 from captioner.decoder import Decoder
-from captioner.errors import CheckpointError, DataError
-from captioner.metrics import METRICS, Scores, score
+from captioner.errors import CheckpointError
+from captioner.metrics import METRICS, Scores, check_metrics, score
+from captioner.results import write_results
 from captioner.search import Hypothesis, search
 from captioner.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Captions of a split and what they scored."""
+    """Captions of a split and what they scored, by image id."""
 
-    captions: dict[int, str]  # image id -> caption
+    captions: dict[int, str]
+    references: dict[int, list[str]]  # those of the captioned pictures
+    attention: dict[int, Tensor | None]  # (words, L)
     scores: Scores
 
 
@@ -64,6 +67,7 @@ def evaluate(
     decode: DecodeConfig,
     *,
     metrics: Sequence[str] = METRICS,
+    corenlp: Path | None = None,
     limit: int = 0,
     results: Path | None = None,
     progress: bool = False,
@@ -74,6 +78,7 @@ def evaluate(
     Raises CheckpointError when the data's features come from another encoder than the checkpoint's,
     DataError when a picture of the split has no reference.
     """
+    check_metrics(metrics, corenlp)
     dataset = CaptionDataset(data, split)
     check_encoder(checkpoint, dataset)
     found = caption_split(
@@ -82,7 +87,35 @@ def evaluate(
     captions = best_captions(found, checkpoint.vocabulary)
     if results is not None:
         write_results(captions, results)
-    return Evaluation(captions, score(captions, references(dataset), metrics))
+    written = references(dataset)
+    return Evaluation(
+        captions,
+        {key: written[key] for key in captions},
+        {key: hypotheses[0].attention for key, hypotheses in found.items()},
+        score(captions, written, metrics, corenlp),
+    )
+
+
+def sampled_captions(
+    checkpoint: Checkpoint,
+    data: Path | str,
+    split: str,
+    decode: DecodeConfig,
+    *,
+    limit: int = 0,
+    progress: bool = False,
+) -> dict[int, list[str]]:
+    """The texts of `decode.captions` random captions of each picture of a split, by image id."""
+    dataset = CaptionDataset(data, split)
+    check_encoder(checkpoint, dataset)
+    found = caption_split(
+        checkpoint.decoder, dataset, replace(decode, sample=True), limit=limit, progress=progress
+    )
+    vocabulary = checkpoint.vocabulary
+    return {
+        key: [" ".join(vocabulary.decode(hypothesis.tokens)) for hypothesis in hypotheses]
+        for key, hypotheses in found.items()
+    }
 
 
 def best_captions(
@@ -108,15 +141,3 @@ def check_encoder(checkpoint: Checkpoint, dataset: CaptionDataset) -> None:
             f"the checkpoint was trained on features of {ours}, but the data has features of "
             f"{theirs}; prepare the data with the checkpoint's encoder"
         )
-
-
-def write_results(captions: Mapping[int, str], path: Path) -> None:
-    """Write a COCO result file: [{"image_id": ..., "caption": ...}, ...]."""
-    results = [{"image_id": key, "caption": caption} for key, caption in captions.items()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path = path.with_name(path.name + ".part")
-        partial_path.write_text(json.dumps(results, ensure_ascii=False, indent=0) + "\n", "utf-8")
-        partial_path.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from None

@@ -106,7 +106,7 @@ def test_one_bad_picture_does_not_cost_the_others(untrained, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fly"], "no command 'fly'; choose from train, evaluate, caption"),
+        (["fly"], "no command 'fly'; choose from train, evaluate, score, caption"),
         (["caption", CAT], "checkpoint"),
         (["caption", CAT, "--checkpoint", "checkpoints/none"], "no checkpoint at checkpoints/none"),
         (["train", "--config", "none.yaml"], "none.yaml"),
@@ -117,7 +117,7 @@ def test_one_bad_picture_does_not_cost_the_others(untrained, capsys, tmp_path):
         (["train", "--data", "x", "--out", "y", "--train.epoch", "3"], "--train.epochs"),
         (["train", "--data", "nowhere", "--out", "y"], "no prepared data at nowhere"),
         (["evaluate", "checkpoints/none", "--data", "nowhere"], "no checkpoint"),
-        (["evaluate", "c", "--data", "d", "--metrics", "SPICE"], "'METEOR'"),
+        (["evaluate", "c", "--data", "d", "--metrics", "WER"], "'METEOR'"),
     ],
 )
 def test_what_goes_wrong_is_one_line_that_names_it(

@@ -35,11 +35,25 @@ def test_every_picture_of_the_split_is_captioned_and_written_as_a_coco_result_fi
     assert first.captions == {key: result.captions[key] for key in (6, 7)}
 
 
-def test_captions_are_kept_when_they_cannot_be_scored(tmp_path):
+def test_captions_are_kept_when_they_cannot_be_scored(tmp_path, monkeypatch):
     data, out = make_data(tmp_path / "data"), tmp_path / "val.json"
-    with pytest.raises(MetricError, match="no metric 'SPICE'"):
-        evaluate(untrained(), data, "val", BEAM, metrics=("SPICE",), results=out)
+
+    def stopped(*_):
+        raise MetricError("METEOR stopped")
+
+    monkeypatch.setattr("captioner.evaluate.score", stopped)
+    with pytest.raises(MetricError, match="METEOR stopped"):
+        evaluate(untrained(), data, "val", BEAM, results=out)
     assert len(json.loads(out.read_text())) == 6
+
+
+def test_a_metric_that_cannot_be_computed_is_known_before_the_work(tmp_path):
+    data, out = make_data(tmp_path / "data"), tmp_path / "val.json"
+    with pytest.raises(MetricError, match="no metric 'WER'"):
+        evaluate(untrained(), data, "val", BEAM, metrics=("WER",), results=out)
+    with pytest.raises(MetricError, match="SPICE needs a folder"):
+        evaluate(untrained(), data, "val", BEAM, metrics=("SPICE",), results=out)
+    assert not out.exists()
 
 
 def test_features_of_another_encoder_are_refused(tmp_path):

@@ -9,11 +9,21 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("errors", "buffers", "packed"),
     ("config", "vocabulary", "lstm", "additive"),
-    ("images", "features", "search", "metrics", "results", "journal", "recurrence"),
-    ("encoder", "decoder", "data"),
-    ("checkpoint", "objective"),
+    (
+        "images",
+        "features",
+        "search",
+        "metrics",
+        "cider",
+        "results",
+        "journal",
+        "recurrence",
+        "attention",
+    ),
+    ("encoder", "decoder", "data", "significance", "diversity"),
+    ("checkpoint", "objective", "report", "table"),
     ("pipeline", "evaluate", "run"),
-    ("train", "attention"),
+    ("train", "overview"),
     ("cli",),
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import zipfile
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor import meteor
 from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.spice import spice
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from captioner.errors import MetricError
@@ -234,8 +237,53 @@ def test_no_captions_at_all_are_an_error():
 
 
 def test_an_unknown_metric_is_an_error_that_names_the_choices():
-    with pytest.raises(MetricError, match=r"no metric 'SPICE'; choose from BLEU-1, .*CIDEr"):
-        score({1: "a dog"}, {1: ["a dog"]}, ["CIDEr", "SPICE"])
+    with pytest.raises(MetricError, match=r"no metric 'BLEU'; choose from BLEU-1, .*CIDEr, SPICE"):
+        score({1: "a dog"}, {1: ["a dog"]}, ["CIDEr", "BLEU"])
+
+
+def test_spice_without_its_jars_is_an_error_that_names_them_and_their_sources(tmp_path):
+    with pytest.raises(MetricError, match=r"3\.6\.0\.jar \(http://nlp.*models.*none was given"):
+        score({1: "a dog"}, {1: ["a dog"]}, ["SPICE"])
+    (tmp_path / "stanford-corenlp-3.6.0.jar").touch()
+    (tmp_path / "nashorn-core-15.6.jar").touch()
+    with pytest.raises(
+        MetricError, match=r"a folder with stanford-corenlp-3\.6\.0-models"
+    ) as error:
+        ReferenceScorer({}).score({1: "a dog"}, ["SPICE"], tmp_path)
+    assert str(error.value).endswith(f"; {tmp_path} lacks them")
+    assert "nashorn" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_spice_reaches_corenlp_and_writes_nothing_beside_the_jars(tmp_path):
+    for name in ("stanford-corenlp-3.6.0", "stanford-corenlp-3.6.0-models", "nashorn-core-15.6"):
+        with zipfile.ZipFile(tmp_path / f"{name}.jar", "w") as jar:
+            jar.writestr("empty", "")
+    folder = Path(spice.__file__).parent
+    before = folder.stat().st_mtime_ns
+    with pytest.raises(MetricError, match=r"SPICE stopped: .*ClassNotFound.*edu\.stanford\.nlp"):
+        score(CANDIDATES, REFERENCES, ["SPICE"], tmp_path)
+    assert folder.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_no_java_is_left_behind_by_an_error(monkeypatch):
+    started = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    with pytest.raises(MetricError, match="has a string for captions"):
+        score({1: "a dog"}, {1: "a dog"})
+    assert len(started) == 1
+    monkeypatch.setenv("_JAVA_OPTIONS", "-Xno-such-option")
+    with pytest.raises(MetricError, match="the tokenizer stopped"):
+        score(CANDIDATES, REFERENCES)
+    assert all(java.poll() is not None for java in started)
+    assert all(pipe.closed for java in started for pipe in (java.stdin, java.stdout))
 
 
 def test_references_that_are_one_string_are_an_error():

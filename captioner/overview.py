@@ -1,0 +1,113 @@
+"""Reports of an evaluation or of a result file: what the page needs, put together."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from captioner.attention import sheet
+from captioner.checkpoint import Checkpoint
+from captioner.data import CaptionDataset
+from captioner.encoder import seen
+from captioner.errors import DataError
+from captioner.evaluate import Evaluation
+from captioner.images import open_image
+from captioner.metrics import ImageId, Scores
+from captioner.report import write_report
+from captioner.results import References
+from captioner.significance import intervals
+from captioner.vocabulary import tokenize
+
+
+def report_evaluation(
+    path: Path,
+    result: Evaluation,
+    checkpoint: Checkpoint,
+    data: Path | str,
+    settings: Mapping[str, str],
+    images: Path | None,
+) -> None:
+    """Write the report of `evaluate`; photographs and attention are shown if `images` has them."""
+    split = settings["split"]
+    files = {e.image_id: e.image for e in CaptionDataset(data, split).examples}
+    photograph = _photographs(files, images)
+    words = {key: caption.split() for key, caption in result.captions.items()}
+
+    def attention(image: ImageId) -> Image.Image | None:
+        picture, weights = photograph(image), result.attention[image]
+        if picture is None or weights is None or not len(weights):
+            return None
+        grid = np.asarray(weights.float()).reshape(-1, checkpoint.grid, checkpoint.grid)
+        return sheet(seen(picture, checkpoint.encoder), words[image], grid)
+
+    write_report(
+        path,
+        title=f"Captions of {split}",
+        scores=result.scores,
+        intervals=intervals(result.scores),
+        captions=result.captions,
+        references=result.references,
+        pictures=photograph,
+        attention=attention,
+        training_captions=_training_captions(data),
+        settings={
+            **settings,
+            "decoder": f"{checkpoint.model.decoder} on {checkpoint.encoder.name}",
+            "date": _today(),
+        },
+    )
+
+
+def report_results(
+    path: Path,
+    captions: Mapping[ImageId, str],
+    references: References,
+    scores: Scores,
+    settings: Mapping[str, str],
+    images: Path | None,
+) -> None:
+    """Write the report of a result file."""
+    write_report(
+        path,
+        title=f"Captions of {Path(settings['results']).name}",
+        scores=scores,
+        intervals=intervals(scores),
+        captions=captions,
+        references=references.captions,
+        pictures=_photographs(references.files, images),
+        settings={**settings, "date": _today()},
+    )
+
+
+def _photographs(
+    files: Mapping[Any, str], folder: Path | None
+) -> Callable[[ImageId], Image.Image | None]:
+    """The photograph of an image, if the folder has it."""
+
+    def photograph(image: ImageId) -> Image.Image | None:
+        name = files.get(image)
+        if folder is None or name is None:
+            return None
+        try:
+            return open_image(folder / name)
+        except DataError:
+            return None
+
+    return photograph
+
+
+def _training_captions(data: Path | str) -> set[str] | None:
+    try:
+        examples = CaptionDataset(data, "train").examples
+    except DataError:
+        return None
+    return {" ".join(tokenize(caption)) for example in examples for caption in example.captions}
+
+
+def _today() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
