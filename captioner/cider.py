@@ -6,8 +6,10 @@ n-grams: fast enough for the reward of every sampled caption in self-critical tr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from math import exp, log, sqrt
 from typing import Any, TypeAlias
 
@@ -45,8 +47,8 @@ class CiderD:
     exp(-d^2 / (2 * 6^2)) for a difference of d bigrams, times 10: the mean over n = 1..4 and over
     the references. Captions are tokenized, words joined by a space (`metrics.tokenize`). The
     document frequencies are those of these references unless others are given, such as the
-    `frequencies` of the training set's CiderD. Memory: 30 kB an image of five references.
-    Raises MetricError for an image without references.
+    `frequencies` of the training set's CiderD. Memory: 90 MB for Flickr8k's 30,000 captions, about
+    1.5 GB for COCO's 590,000. Raises MetricError for an image without references.
     """
 
     frequencies: Frequencies
@@ -68,7 +70,6 @@ class CiderD:
         same_word: dict[str, str] = {}
         same_ngram: dict[Ngram, Ngram] = {}
         same_owners: dict[tuple[int, ...], tuple[int, ...]] = {}
-        counts: dict[Ngram, int] = {}
         found = {}
         for image, captions in references.items():
             owners: dict[Ngram, tuple[int, ...]] = {}
@@ -82,9 +83,9 @@ class CiderD:
                 same_ngram.setdefault(ngram, ngram): same_owners.setdefault(several, several)
                 for ngram, several in owners.items()
             }
-            for ngram in found[image]:
-                counts[ngram] = counts.get(ngram, 0) + 1
-        self.frequencies = frequencies or Frequencies(len(references), counts)
+        self.frequencies = frequencies or Frequencies(
+            len(references), Counter(chain.from_iterable(found.values()))
+        )
         self._counts = self.frequencies.counts
         images, most = self.frequencies.images, max(self._counts.values(), default=0)
         # By document frequency: idf squared. What no image has counts as found once.
@@ -119,7 +120,9 @@ class CiderD:
             for ngram, count in tally.items():
                 weight = weights[counts.get(ngram, 0)]
                 square += count * count * weight
-                several = owners.get(ngram, ())
+                several = owners.get(ngram)
+                if several is None:
+                    continue
                 if count == 1:
                     for number in several:
                         products[number] += weight
@@ -158,6 +161,5 @@ def _ngrams(words: Sequence[str]) -> Iterator[Iterator[Ngram]]:
 
 
 def _penalty(words: int, others: int) -> float:
-    """What another length costs, counted in bigrams: none are in a caption of one word or none."""
-    difference = max(words, 1) - max(others, 1)
-    return exp(-(difference**2) / (2 * SIGMA**2))
+    """What another length costs. As many bigrams as words differ, unless one caption is empty."""
+    return exp(-((words - others) ** 2) / (2 * SIGMA**2))

@@ -249,7 +249,7 @@ def _print_scores(scores: Scores, as_json: bool, diversity: Mapping[str, float])
     if not as_json:
         print(score_table(scores, found))
         for name, value in diversity.items():
-            print(f"{name:<17} {value:.3f}")
+            print(f"{name:<17} {value:g}" if name == "words" else f"{name:<17} {value:.3f}")
         return
     document: dict[str, Any] = {
         "images": len(next(iter(scores.per_image.values()))),
@@ -287,7 +287,7 @@ def _diversity(checkpoint: Checkpoint, chosen: Namespace, decode: DecodeConfig) 
     from captioner.diversity import diversity
     from captioner.evaluate import sampled_captions
 
-    several = dataclasses.replace(decode, captions=chosen.diversity)
+    several = dataclasses.replace(decode, captions=chosen.diversity, sample=True)
     return diversity(
         sampled_captions(
             checkpoint, chosen.data, chosen.split, several, limit=chosen.limit, progress=True
@@ -378,7 +378,11 @@ def _print_captions(path: Path, captions: Sequence[Caption], as_json: bool, alon
 def _add_score_arguments(parser: ArgumentParser) -> None:
     known = (*METRICS, SPICE)
     parser.add_argument("--metrics", nargs="+", choices=known, help=f"by default all but {SPICE}")
-    parser.add_argument("--corenlp", type=Path, help=f"folder of Stanford CoreNLP 3.6, for {SPICE}")
+    parser.add_argument(
+        "--corenlp",
+        type=Path,
+        help=f"folder of the jars of Stanford CoreNLP 3.6 and Nashorn, for {SPICE}",
+    )
     parser.add_argument("--json", action="store_true", help="print the scores as JSON")
     parser.add_argument("--report", help="write a page (HTML) with figures and photographs")
     parser.add_argument("--images", type=Path, help="folder of the photographs, for the report")

@@ -105,12 +105,10 @@ def sampled_captions(
     limit: int = 0,
     progress: bool = False,
 ) -> dict[int, list[str]]:
-    """The texts of `decode.captions` random captions of each picture of a split, by image id."""
+    """The texts of several captions of each picture of a split, as `decode` draws them, by id."""
     dataset = CaptionDataset(data, split)
     check_encoder(checkpoint, dataset)
-    found = caption_split(
-        checkpoint.decoder, dataset, replace(decode, sample=True), limit=limit, progress=progress
-    )
+    found = caption_split(checkpoint.decoder, dataset, decode, limit=limit, progress=progress)
     vocabulary = checkpoint.vocabulary
     return {
         key: [" ".join(vocabulary.decode(hypothesis.tokens)) for hypothesis in hypotheses]

@@ -101,7 +101,8 @@ def corpus_score(metric: str, sums: Array, images: int) -> Array:
 
     Of all images of a `Scores` it is the corpus score in `values`. Of some of the images, CIDEr
     and SPICE are the mean of scores as they were: CIDEr's document frequencies stay those of the
-    whole set. Columns: see `Scores.sums`.
+    whole set. The columns are, for BLEU: matches and guesses of 1- to 4-grams, length, closest
+    reference length; for METEOR: the 23 numbers of its program's SCORE; else: the image's score.
     """
     if metric.startswith("BLEU-"):
         return _bleu(sums, int(metric.removeprefix("BLEU-")))
