@@ -14,7 +14,7 @@ from statistics import fmean, median
 
 from PIL import Image
 
-from captioner.errors import DataError
+from captioner.files import write_text
 from captioner.metrics import ImageId, Scores
 from captioner.significance import Interval
 from captioner.vocabulary import tokenize
@@ -69,13 +69,7 @@ def write_report(
         _lengths(images, found, written, scores),
         "</main></body></html>",
     ]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".part")
-        partial.write_text("\n".join(page) + "\n", "utf-8", errors="replace")
-        partial.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from None
+    write_text(path, "\n".join(page) + "\n")
 
 
 def _head(title: str, images: int, settings: Mapping[str, str]) -> str:

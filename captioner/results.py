@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from captioner.errors import ConfigError, DataError
+from captioner.files import read_json, write_text
 
 ImageId: TypeAlias = int | str
 
@@ -29,7 +30,7 @@ def read_results(path: Path | str) -> dict[ImageId, str]:
 
     Raises DataError for another form and for an image with two captions.
     """
-    entries = _read_json(path)
+    entries = read_json(Path(path))
     if not isinstance(entries, list):
         raise DataError(
             f'{path} is no COCO result file: it should be a list of {{"image_id", "caption"}}'
@@ -47,7 +48,7 @@ def read_results(path: Path | str) -> dict[ImageId, str]:
 
 def read_references(path: Path | str) -> References:
     """The captions of a COCO captions file, `{"annotations": [{"image_id", "caption"}], ...}`."""
-    document = _read_json(path)
+    document = read_json(Path(path))
     entries = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise DataError(f'{path} is no COCO captions file: it has no list "annotations"')
@@ -80,13 +81,7 @@ def check_known(
 def write_results(captions: Mapping[Any, str], path: Path) -> None:
     """Write a COCO result file: [{"image_id": ..., "caption": ...}, ...]."""
     results = [{"image_id": key, "caption": caption} for key, caption in captions.items()]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path = path.with_name(path.name + ".part")
-        partial_path.write_text(json.dumps(results, ensure_ascii=False, indent=0) + "\n", "utf-8")
-        partial_path.replace(path)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror}") from None
+    write_text(path, json.dumps(results, ensure_ascii=False, indent=0) + "\n")
 
 
 def server_file(dataset: str, name: str) -> str:
@@ -104,17 +99,6 @@ def coco_image_id(path: Path) -> int:
     if not found:
         raise DataError(f"{path.name} has no COCO file name (COCO_val2014_000000000042.jpg)")
     return int(found[1])
-
-
-def _read_json(path: Path | str) -> Any:
-    try:
-        return json.loads(Path(path).read_text("utf-8-sig"))
-    except FileNotFoundError:
-        raise DataError(f"no file {path}") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
 
 
 def _entry(entry: Any, place: str) -> tuple[ImageId, str]:

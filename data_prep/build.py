@@ -19,6 +19,7 @@ from captioner.config import EncoderConfig
 from captioner.encoder import Encoder
 from captioner.errors import DataError
 from captioner.features import DONE, FeatureStore
+from captioner.files import write_text
 from captioner.images import open_image
 from captioner.vocabulary import SPECIAL, UNK, Vocabulary, tokenize
 from data_prep.records import SPLITS, Record
@@ -234,8 +235,4 @@ def _count(readable: Sequence[tuple[int, Record]], vocabulary: Vocabulary, repor
 
 
 def write_json(path: Path, value: object) -> None:
-    partial = path.with_name(path.name + ".part")
-    text = json.dumps(value, ensure_ascii=False, indent=1)
-    # A file name may hold bytes that are not UTF-8; written "\\udc80" they are JSON and come back.
-    partial.write_bytes(text.encode("utf-8", "backslashreplace"))
-    partial.replace(path)
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1))

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from captioner.errors import ConfigError, DataError
-from data_prep.records import SPLITS, Record, read_json
+from captioner.files import read_json
+from data_prep.records import SPLITS, Record
 
 log = logging.getLogger(__name__)
 

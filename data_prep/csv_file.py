@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
-from data_prep.records import Record, read_text
+from captioner.files import read_text
+from data_prep.records import Record
 
 log = logging.getLogger(__name__)
 

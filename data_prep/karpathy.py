@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
-from data_prep.records import Record, read_json
+from captioner.files import read_json
+from data_prep.records import Record
 
 
 def read(dataset: Path, images: Path) -> list[Record]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from captioner.errors import ConfigError, DataError
+from captioner.errors import ConfigError
 
 SPLITS = ("train", "val", "test")
 VAL_SHARE = 0.1  # held out where nothing else gives validation pictures
@@ -52,25 +50,3 @@ def hold_out(
         begin, end = len(moved), min(len(moved) + wanted, len(keys) - 1)
         moved |= dict.fromkeys(keys[begin:end], split)
     return [replace(record, split=moved.get(record.key, record.split)) for record in records]
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file, with or without a byte order mark; raises DataError saying why not."""
-    try:
-        return path.read_text("utf-8-sig")
-    except FileNotFoundError:
-        raise DataError(f"no file at {path}") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder; give the file with the captions") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def read_json(path: Path) -> Any:
-    """Parse a JSON file; raises DataError when it is missing or broken."""
-    try:
-        return json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not JSON: {error}") from None
