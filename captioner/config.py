@@ -66,6 +66,11 @@ class TrainConfig:
     """How a decoder is trained.
 
     Args:
+        objective: cross_entropy learns the written captions; self_critical draws captions and
+            learns those that score better than usual (CIDEr-D), from a decoder trained before.
+        start: checkpoint whose weights training starts from; none if empty.
+        samples: captions drawn of each picture (self_critical).
+        baseline: what is usual: the mean of a picture's other draws, or its greedy caption.
         epochs: passes over the training captions.
         batch_images: pictures in a batch, each with all its captions.
         captions_per_image: at most this many captions of a picture a batch; 0 takes all.
@@ -97,6 +102,10 @@ class TrainConfig:
         threads: CPU threads; 0 leaves torch's choice.
     """
 
+    objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"
+    start: str = ""
+    samples: int = 5
+    baseline: Literal["mean", "greedy"] = "mean"
     epochs: int = 30
     batch_images: int = 16
     captions_per_image: int = 5
@@ -134,6 +143,7 @@ class TrainConfig:
             lambda v: v >= 1,
             ">= 1",
         )
+        _check(self, "samples", lambda v: v >= 2, ">= 2")
         _check(self, "learning_rate", lambda v: v > 0, "> 0")
         _check(self, "plateau_factor", lambda v: 0 < v < 1, "in (0, 1)")
         _check(
@@ -147,6 +157,11 @@ class TrainConfig:
             self, "detach_prob detach_anneal scheduled_sampling", lambda v: 0 <= v <= 1, "in [0, 1]"
         )
         _check(self, "label_smoothing average", lambda v: 0 <= v < 1, "in [0, 1)")
+        if self.objective == "self_critical" and (self.label_smoothing or self.scheduled_sampling):
+            raise ConfigError(
+                "self_critical learns captions as they were drawn: label_smoothing and "
+                "scheduled_sampling must be 0"
+            )
 
 
 @dataclass(frozen=True)

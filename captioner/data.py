@@ -38,6 +38,8 @@ class Batch:
     targets: Tensor  # (tokens,) w1 .. wn EOS
     batch_sizes: list[int]  # rows alive at each step
     image: Tensor  # (rows,) picture of each row
+    order: Tensor  # (rows,) number of each row's caption, counted picture by picture
+    examples: Sequence[int] = ()  # of the data set, one for each picture
 
 
 class CaptionDataset:
@@ -105,17 +107,20 @@ class CaptionDataset:
                     own = [own[(first + k) % len(own)] for k in range(captions_per_image)]
                 captions.append([caption[:max_words] for caption in own])
             features = self.features(indices, [mirror and flips[index] for index in indices])
-            yield pack(features, captions)
+            yield pack(features, captions, indices)
 
     def number_of_batches(self, batch_images: int) -> int:
         """How many batches an epoch has."""
         return -(-len(self) // batch_images)
 
 
-def pack(features: Tensor, captions: Sequence[Sequence[Sequence[int]]]) -> Batch:
+def pack(
+    features: Tensor, captions: Sequence[Sequence[Sequence[int]]], examples: Sequence[int] = ()
+) -> Batch:
     """Pack the captions (picture, caption, token) of pictures with features (B, L, D)."""
-    rows = [(caption, image) for image, group in enumerate(captions) for caption in group]
-    rows.sort(key=lambda row: -len(row[0]))  # stable
+    unsorted = [(caption, image) for image, group in enumerate(captions) for caption in group]
+    order = sorted(range(len(unsorted)), key=lambda number: -len(unsorted[number][0]))  # stable
+    rows = [unsorted[number] for number in order]
     lengths = [len(caption) + 1 for caption, _ in rows]
     width = max(lengths)
     batch_sizes = [0] * width
@@ -136,6 +141,8 @@ def pack(features: Tensor, captions: Sequence[Sequence[Sequence[int]]]) -> Batch
         targets=torch.tensor(targets),
         batch_sizes=batch_sizes,
         image=torch.tensor([image for _, image in rows]),
+        order=torch.tensor(order),
+        examples=examples,
     )
 
 

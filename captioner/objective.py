@@ -12,19 +12,30 @@ from torch.autograd.function import once_differentiable
 from captioner.buffers import reused
 from captioner.config import TrainConfig
 from captioner.decoder import Prediction
+from captioner.vocabulary import EOS, UNWRITTEN
 
 _PIECE = 5_000_000  # logits at once, 20 MB of float32
 
 
 def caption_loss(
-    prediction: Prediction, targets: Tensor, batch_sizes: list[int], settings: TrainConfig
+    prediction: Prediction,
+    targets: Tensor,
+    batch_sizes: list[int],
+    settings: TrainConfig,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss to minimise, and the plain cross-entropy a token (nats) in it.
+
+    With `weights` (tokens,), the captions are drawn ones and the loss of each token counts so
+    often: the gradient of REINFORCE where they are advantages (Williams 1992; Rennie et al. 2017,
+    equation 7).
 
     With attention, adds `attention_penalty` times the mean over captions and cells of
     (1 - sum_t alpha)^2, the doubly stochastic penalty (Xu et al. 2015, equation 14).
     """
-    loss, plain = cross_entropy(prediction, targets, settings.label_smoothing)
+    loss, plain = cross_entropy(
+        prediction, targets, settings.label_smoothing, weights, batch_sizes[0]
+    )
     if prediction.attention is not None and settings.attention_penalty:
         attention = prediction.attention.float()
         row = torch.cat([torch.arange(size) for size in batch_sizes]).to(attention.device)
@@ -34,12 +45,21 @@ def caption_loss(
 
 
 def cross_entropy(
-    prediction: Prediction, targets: Tensor, label_smoothing: float = 0.0
+    prediction: Prediction,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    weights: Tensor | None = None,
+    begins: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy a token (nats), smoothed and plain; only the first has a gradient."""
+    """Mean cross-entropy a token (nats), smoothed or weighted, and plain; the first one learns.
+
+    With `weights` (tokens,) the targets were drawn: what a search never draws has no probability,
+    EOS among the first `begins` tokens included. Otherwise the probability that a bad draw loses
+    would go to words that are never drawn.
+    """
     out = prediction.out
     result: tuple[Tensor, Tensor] = _CrossEntropy.apply(
-        prediction.hidden, out.weight, out.bias, targets, label_smoothing
+        prediction.hidden, out.weight, out.bias, targets, label_smoothing, weights, begins
     )
     return result
 
@@ -53,7 +73,14 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, smoothing: float
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        targets: Tensor,
+        smoothing: float,
+        weights: Tensor | None,
+        begins: int,
     ) -> tuple[Tensor, Tensor]:
         (tokens, V), learns = (len(hidden), len(weight)), any(ctx.needs_input_grad)
         low, low_bias = weight.to(hidden.dtype), bias.to(hidden.dtype)  # bfloat16 under autocast
@@ -68,17 +95,26 @@ class _CrossEntropy(torch.autograd.Function):
             out = buffer[: V * len(piece)].view(V, -1)  # this way round the product is faster
             torch.addmm(low_bias[:, None], low, piece.t(), out=out)
             logits = out.to(torch.promote_types(out.dtype, torch.float32))  # (V, n)
+            if weights is not None:
+                logits[UNWRITTEN] = -torch.inf
+                logits[EOS, : max(begins - start, 0)] = -torch.inf
             logits -= logits.amax(0)
-            chosen, mean = logits.gather(0, wanted), logits.mean(0, keepdim=True)
+            chosen = smooth = logits.gather(0, wanted)
+            if smoothing:
+                smooth = chosen.lerp(logits.mean(0, keepdim=True), smoothing)
             total = logits.exp_().sum(0, keepdim=True)
             plain = plain + (total.log() - chosen).sum()
-            smoothed = smoothed + (total.log() - chosen.lerp(mean, smoothing)).sum()
+            times = (
+                torch.ones_like(total) if weights is None else weights[None, start : start + size]
+            )
+            smoothed = smoothed + ((total.log() - smooth) * times).sum()
             if not learns:
                 continue
-            grad = logits.mul_(1 / (total * tokens))  # softmax / tokens
-            grad.scatter_add_(0, wanted, torch.full_like(chosen, (smoothing - 1) / tokens))
+            share = times / tokens
+            grad = logits.mul_(share / total)  # softmax, weighted
+            grad.scatter_add_(0, wanted, (smoothing - 1) * share)
             if smoothing:
-                grad -= smoothing / (V * tokens)
+                grad -= smoothing / V * share
             d_bias += grad.sum(1)
             grad = grad.to(low.dtype)
             torch.mm(grad.t(), low, out=d_hidden[start : start + size])
@@ -96,7 +132,7 @@ class _CrossEntropy(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None
         if grad.device.type != "cpu" or grad != 1:
             grads = tuple(part * grad for part in grads)
-        return *grads, None, None
+        return *grads, None, None, None, None
 
 
 def learning_rate(settings: TrainConfig, step: int, total_steps: int) -> float:

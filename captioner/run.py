@@ -12,11 +12,12 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from captioner.checkpoint import load_state, save_state
+from captioner.checkpoint import load, load_state, save_state
 from captioner.config import Config, TrainConfig
 from captioner.data import CaptionDataset
 from captioner.decoder import Decoder, make_decoder
 from captioner.errors import ConfigError
+from captioner.self_critical import SelfCritical
 
 # Settings that may differ when a run is resumed: they do not change what is computed.
 FREE_TO_CHANGE = {"device", "threads", "save_steps", "patience"}
@@ -69,6 +70,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     device: torch.device
     out: Path
+    critic: SelfCritical | None  # where captions are drawn
     progress: Progress = field(default_factory=Progress)
     opened: float = field(default_factory=time.monotonic)
 
@@ -99,16 +101,38 @@ def prepare(config: Config, resume: bool) -> Run:
     device = choose_device(settings.device)
     data, validation = CaptionDataset(config.data, "train"), CaptionDataset(config.data, "val")
     decoder = make_decoder(config.model, len(data.vocabulary), data.store.dim).to(device)
+    if settings.start and not resume:
+        _start_from(settings.start, decoder, config, data)
     average = None
     if settings.average:
         average = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
     optimizer = make_optimizer(settings, decoder)
-    run = Run(config, data, validation, decoder, average, optimizer, device, out)
+    critic = SelfCritical(data, settings) if settings.objective == "self_critical" else None
+    run = Run(config, data, validation, decoder, average, optimizer, device, out, critic)
     if resume:
         _restore(run, load_state(state_file))
     else:
         _make_folder(out)
     return run
+
+
+def _start_from(path: str, decoder: Decoder, config: Config, data: CaptionDataset) -> None:
+    """Give the decoder the weights of a checkpoint of the same shape, words and encoder."""
+    checkpoint = load(path)
+    for name, ours, theirs in (
+        ("model", config.model, checkpoint.model),
+        ("encoder", data.store.encoder, checkpoint.encoder),
+        ("vocabulary", data.vocabulary, checkpoint.vocabulary),
+    ):
+        same = ours == theirs
+        if name == "model":  # another dropout has the same weights
+            same = replace(config.model, dropout=0) == replace(checkpoint.model, dropout=0)
+        if not same:
+            raise ConfigError(
+                f"training cannot start from {path}: its {name} is not that of the config"
+                + ("" if name == "vocabulary" else f" ({theirs} instead of {ours})")
+            )
+    decoder.load_state_dict(checkpoint.decoder.state_dict())
 
 
 def make_optimizer(settings: TrainConfig, decoder: nn.Module) -> torch.optim.Optimizer:

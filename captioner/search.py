@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.config import DecodeConfig
-from captioner.vocabulary import BOS, EOS, PAD, UNK
+from captioner.vocabulary import BOS, EOS, UNWRITTEN
 
 State: TypeAlias = tuple[Tensor, ...]
 Step: TypeAlias = Callable[[Tensor, State, Tensor], tuple[Tensor, State, "Tensor | None"]]
@@ -189,7 +189,7 @@ class _History:
 def _allowed(logits: Tensor, first: bool) -> Tensor:
     """Logits in float32 with the words that are never written, or not yet, set to -inf in place."""
     logits = logits.float()
-    logits[:, [PAD, BOS, UNK, EOS] if first else [PAD, BOS, UNK]] = -torch.inf
+    logits[:, [*UNWRITTEN, EOS] if first else UNWRITTEN] = -torch.inf
     return logits
 
 

@@ -67,7 +67,7 @@ def train(config: Config, *, resume: bool = False, show_progress: bool = True) -
 def _train_epoch(run: Run, journal: Journal, stop: list[int], bar: tqdm[NoReturn]) -> None:
     """The rest of the current epoch; raises KeyboardInterrupt, saved, once `stop` is filled."""
     progress = run.progress
-    run.decoder.train()
+    run.decoder.train(run.critic is None)  # drawn captions are learnt as they were drawn
     for batch in epoch_batches(run):
         figures = train_step(run, batch)
         bar.update()
@@ -95,6 +95,7 @@ def epoch_batches(run: Run) -> Iterator[Batch]:
 def train_step(run: Run, batch: Batch) -> dict[str, float]:
     """One step of the optimizer: its loss, cross-entropy, gradient norm and learning rate.
 
+    Where captions are drawn, they take the place of the batch's own, and their reward is told, too.
     Raises ConfigError if the gradient is not finite.
     """
     settings, progress = run.config.train, run.progress
@@ -102,8 +103,13 @@ def train_step(run: Run, batch: Batch) -> dict[str, float]:
     rate = learning_rate(settings, progress.step, total_steps) * progress.rate_factor
     for group in run.optimizer.param_groups:
         group["lr"] = rate
+    weights, reward = None, {}
+    if run.critic is not None:
+        drawn = run.critic.draw(run.decoder, batch, seed=settings.seed * 1_000_003 + progress.step)
+        batch, weights = drawn.batch, drawn.weights.to(run.device)
+        reward = {"reward": drawn.reward}
     prediction, targets = _forward(run, batch, progress.step / total_steps)
-    loss, cross_entropy = caption_loss(prediction, targets, batch.batch_sizes, settings)
+    loss, cross_entropy = caption_loss(prediction, targets, batch.batch_sizes, settings, weights)
     run.optimizer.zero_grad()
     loss.backward()
     norm = _clip(run.decoder, settings)
@@ -121,6 +127,7 @@ def train_step(run: Run, batch: Batch) -> dict[str, float]:
         "cross_entropy": cross_entropy.item(),
         "gradient_norm": norm,
         "learning_rate": rate,
+        **reward,
     }
 
 

@@ -12,6 +12,7 @@ from nltk.tokenize import RegexpTokenizer
 from captioner.errors import DataError
 
 PAD, BOS, EOS, UNK = range(4)
+UNWRITTEN = [PAD, BOS, UNK]  # what no caption is ever given; and none begins with EOS
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 
 # A word may hold apostrophes and hyphens inside it (dog's, t-shirt), as COCO's PTB tokens do.

@@ -21,7 +21,7 @@ LAYERS = (
         "attention",
     ),
     ("encoder", "decoder", "data", "significance", "diversity"),
-    ("checkpoint", "objective", "report", "table"),
+    ("checkpoint", "objective", "self_critical", "report", "table"),
     ("pipeline", "evaluate", "run"),
     ("train", "overview"),
     ("cli",),

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from captioner import objective
 from captioner.decoder import Prediction
 from captioner.objective import cross_entropy
+from captioner.vocabulary import BOS, EOS, PAD, UNK
 
 TOKENS, X, V = 9, 6, 11
 
@@ -34,6 +35,28 @@ def test_cross_entropy_and_its_gradients_are_torchs_own(monkeypatch, pieces, smo
         torch.autograd.grad(3 * smoothed, parts),
         torch.autograd.grad(3 * wanted, parts),
         strict=True,
+    ):
+        torch.testing.assert_close(found, correct)
+
+
+@pytest.mark.parametrize("pieces", [1, 3, TOKENS])
+def test_a_drawn_token_counts_by_its_weight_among_the_words_that_can_be_drawn(monkeypatch, pieces):
+    monkeypatch.setattr(objective, "_PIECE", TOKENS * V // pieces)
+    made, _ = prediction()
+    targets = torch.randint(4, V, (TOKENS,))
+    parts = [made.hidden, *made.out.parameters()]
+    weights = torch.randn(TOKENS, dtype=torch.float64)
+    weighted, plain = cross_entropy(made, targets, weights=weights, begins=4)
+    drawable = made.logits.index_fill(1, torch.tensor([PAD, BOS, UNK]), -torch.inf)
+    drawable = torch.cat(
+        [drawable[:4].index_fill(1, torch.tensor([EOS]), -torch.inf), drawable[4:]]
+    )
+    each = F.cross_entropy(drawable, targets, reduction="none")
+    wanted = (weights * each).mean()
+    torch.testing.assert_close(weighted, wanted)
+    torch.testing.assert_close(plain, each.mean())
+    for found, correct in zip(
+        torch.autograd.grad(weighted, parts), torch.autograd.grad(wanted, parts), strict=True
     ):
         torch.testing.assert_close(found, correct)
 

@@ -1,0 +1,91 @@
+"""Captions that the decoder draws itself, and how much better than usual each of them is.
+
+Source: Rennie et al., "Self-critical Sequence Training for Image Captioning", CVPR 2017; the mean
+of the other draws as baseline: Luo, "A Better Variant of Self-Critical Sequence Training", 2020.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from captioner.cider import CiderD
+from captioner.config import DecodeConfig, TrainConfig
+from captioner.data import Batch, CaptionDataset, pack
+from captioner.decoder import Decoder
+from captioner.search import State, Step, search
+from captioner.vocabulary import tokenize
+
+END = "<eos>"  # counted as a word, so that a caption cut off in the middle scores less
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Captions drawn for the pictures of a batch, as the decoder learns from them."""
+
+    batch: Batch
+    weights: Tensor  # (tokens,) how much better than its baseline the caption of a token is
+    reward: float  # mean CIDEr-D
+
+
+class SelfCritical:
+    """Draws captions of training pictures and weighs them by CIDEr-D against a baseline."""
+
+    def __init__(self, data: CaptionDataset, settings: TrainConfig):
+        self._vocabulary, self._settings = data.vocabulary, settings
+        self._cider = CiderD(
+            {
+                number: [" ".join([*tokenize(caption), END]) for caption in example.captions]
+                for number, example in enumerate(data.examples)
+            }
+        )
+
+    @torch.no_grad()
+    def draw(self, decoder: Decoder, batch: Batch, seed: int) -> Drawn:
+        """Draw `samples` captions of each picture; a decoder in `eval()` draws as it will learn.
+
+        The end of a caption that was cut at `max_words` was not drawn and has no weight.
+        """
+        settings = self._settings
+        memory, state = decoder.start(batch.features.to(next(decoder.parameters()).device))
+        step: Step = partial(decoder.step, memory)
+        draws = self._captions(
+            step,
+            state,
+            DecodeConfig(
+                sample=True, captions=settings.samples, max_words=settings.max_words, seed=seed
+            ),
+        )
+        rewards = torch.tensor(
+            [
+                [self._reward(picture, caption) for caption in own]
+                for picture, own in zip(batch.examples, draws, strict=True)
+            ]
+        )  # (B, samples)
+        if settings.baseline == "greedy":
+            likeliest = self._captions(
+                step, state, DecodeConfig(beam_size=1, max_words=settings.max_words)
+            )
+            usual = torch.tensor(
+                [self._reward(p, own[0]) for p, own in zip(batch.examples, likeliest, strict=True)]
+            ).unsqueeze(1)
+        else:  # the mean of a picture's other draws
+            usual = (rewards.sum(1, keepdim=True) - rewards) / (settings.samples - 1)
+        packed = pack(batch.features, draws, batch.examples)
+        advantage = (rewards - usual).flatten()[packed.order]  # of the rows, longest first
+        by_step = [advantage[:size] for size in packed.batch_sizes]
+        if len(by_step) > settings.max_words:
+            by_step[-1] = torch.zeros_like(by_step[-1])
+        return Drawn(packed, torch.cat(by_step), float(rewards.mean()))
+
+    def _captions(self, step: Step, state: State, decode: DecodeConfig) -> list[list[list[int]]]:
+        return [[found.tokens for found in own] for own in search(step, state, decode)]
+
+    def _reward(self, picture: int, caption: Sequence[int]) -> float:
+        words = self._vocabulary.decode(caption)
+        ended = len(caption) < self._settings.max_words
+        return self._cider.score(picture, [*words, END] if ended else words)
