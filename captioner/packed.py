@@ -61,6 +61,10 @@ def _available() -> bool:
 
 
 def _mark(weight: Tensor) -> tuple[int, int, float]:
-    """What changes with the weight, be it in place, by its `.data` or by another storage."""
+    """What changes with the weight, be it in place, by its `.data` or by another storage.
+
+    The version alone would not do: torch's fused optimizers leave it as it is.
+    """
     values = weight.detach().flatten()
-    return weight._version, weight.data_ptr(), float(values[:: max(1, len(values) // 64)].sum())
+    some = values[:: max(1, len(values) // 64)].double()
+    return weight._version, weight.data_ptr(), float(some.sum())

@@ -77,6 +77,14 @@ def by_an_optimizer(layer):
     torch.optim.Adam([layer.weight], 1.0, fused=True).step()
 
 
+def test_the_smallest_step_of_an_optimizer_is_seen():
+    layer = nn.Linear(128, 300)
+    before = packed._mark(layer.weight)
+    layer.weight.grad = torch.randn_like(layer.weight)
+    torch.optim.Adam([layer.weight], 1e-7, fused=True).step()
+    assert packed._mark(layer.weight) != before
+
+
 @pytest.mark.parametrize(
     "change", [in_place, by_data, by_a_state_dict, by_another_storage, by_an_optimizer]
 )
