@@ -69,6 +69,8 @@ class TrainConfig:
         objective: cross_entropy learns the written captions; self_critical draws captions and
             learns those that score better than usual (CIDEr-D), from a decoder trained before.
         start: checkpoint whose weights training starts from; none if empty.
+        sharpen: factor on the logits of `start`. Label smoothing leaves a decoder that draws far
+            worse captions than it finds; 2 brings its draws near them, and learning from there.
         samples: captions drawn of each picture (self_critical).
         baseline: what is usual: the mean of a picture's other draws, or its greedy caption.
         epochs: passes over the training captions.
@@ -104,6 +106,7 @@ class TrainConfig:
 
     objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"
     start: str = ""
+    sharpen: float = 1.0
     samples: int = 5
     baseline: Literal["mean", "greedy"] = "mean"
     epochs: int = 30
@@ -144,7 +147,7 @@ class TrainConfig:
             ">= 1",
         )
         _check(self, "samples", lambda v: v >= 2, ">= 2")
-        _check(self, "learning_rate", lambda v: v > 0, "> 0")
+        _check(self, "learning_rate sharpen", lambda v: v > 0, "> 0")
         _check(self, "plateau_factor", lambda v: 0 < v < 1, "in (0, 1)")
         _check(
             self,

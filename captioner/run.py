@@ -133,6 +133,9 @@ def _start_from(path: str, decoder: Decoder, config: Config, data: CaptionDatase
                 + ("" if name == "vocabulary" else f" ({theirs} instead of {ours})")
             )
     decoder.load_state_dict(checkpoint.decoder.state_dict())
+    with torch.no_grad():
+        for part in decoder.out.parameters():
+            part.mul_(config.train.sharpen)
 
 
 def make_optimizer(settings: TrainConfig, decoder: nn.Module) -> torch.optim.Optimizer:

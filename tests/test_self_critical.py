@@ -9,7 +9,7 @@ from tiny import DIM, MODEL, make_config, make_data
 from captioner.cider import CiderD
 from captioner.config import TrainConfig
 from captioner.data import CaptionDataset
-from captioner.decoder import make_decoder
+from captioner.decoder import Teacher, make_decoder
 from captioner.errors import ConfigError
 from captioner.run import prepare
 from captioner.self_critical import END, SelfCritical
@@ -125,6 +125,14 @@ def test_training_starts_from_a_checkpoint_of_the_same_shape_only(tmp_path):
     for part in (run.decoder, run.validated):
         for ours, theirs in zip(part.parameters(), decoder.parameters(), strict=True):
             assert torch.equal(ours, theirs)
+    sharper = replace(settings, sharpen=2.0)
+    sharp = prepare(replace(config, train=sharper, out=str(tmp_path / "sharp")), resume=False)
+    batch = next(data.batches(4, max_words=5))
+    teacher = Teacher(batch.inputs, batch.batch_sizes, batch.image)
+    torch.testing.assert_close(
+        sharp.decoder.eval()(batch.features, teacher).logits,
+        2 * decoder(batch.features, teacher).logits,
+    )
     wider = replace(config, train=settings, model=replace(MODEL, hidden_dim=48))
     with pytest.raises(ConfigError, match="its model is not that of the config"):
         prepare(replace(wider, out=str(tmp_path / "wider")), resume=False)
