@@ -24,7 +24,9 @@ from captioner.metrics import METRICS, SPICE, Scores
 
 if TYPE_CHECKING:
     from captioner.checkpoint import Checkpoint
+    from captioner.data import CaptionDataset
     from captioner.pipeline import Caption
+    from captioner.significance import Interval
 
 DESCRIPTION = """Image captions from a pretrained CNN and an LSTM trained with h-detach.
 
@@ -149,6 +151,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
     from captioner.checkpoint import load
     from captioner.evaluate import evaluate
+    from captioner.significance import intervals
 
     started = time.monotonic()
     report = _writable(chosen.report)
@@ -166,14 +169,15 @@ def _evaluate(arguments: Sequence[str]) -> int:
         results=out,
         progress=True,
     )
-    variety = _diversity(checkpoint, chosen, decode) if chosen.diversity else {}
-    _print_scores(result.scores, chosen.json, variety)
+    variety = _diversity(checkpoint, result.dataset, chosen, decode) if chosen.diversity else {}
+    found = intervals(result.scores)
+    _print_scores(result.scores, found, chosen.json, variety)
     if report:
         from captioner.overview import report_evaluation
 
         named = {"checkpoint": chosen.checkpoint, "data": chosen.data, "split": chosen.split}
         named |= {"beam": str(decode.beam_size), "length norm": f"{decode.length_norm:g}"}
-        report_evaluation(report, result, checkpoint, chosen.data, named, chosen.images)
+        report_evaluation(report, result, found, checkpoint, chosen.data, named, chosen.images)
     if not chosen.json:
         print(
             f"{len(result.captions):,} images of {chosen.split}, beam {decode.beam_size}, "
@@ -200,6 +204,7 @@ def _score(arguments: Sequence[str]) -> int:
 
     from captioner.metrics import ReferenceScorer, score
     from captioner.results import check_known, read_references, read_results
+    from captioner.significance import intervals
 
     started = time.monotonic()
     report = _writable(chosen.report)
@@ -226,12 +231,13 @@ def _score(arguments: Sequence[str]) -> int:
         different = names[0] != names[1]
         _print_comparison(names if different else chosen.results, scores, chosen.json)
     else:
-        _print_scores(scores[0], chosen.json, {})
-    if report:
-        from captioner.overview import report_results
+        found = intervals(scores[0])
+        _print_scores(scores[0], found, chosen.json, {})
+        if report:
+            from captioner.overview import report_results
 
-        named = {"results": chosen.results[0], "references": chosen.references}
-        report_results(report, files[0], references, scores[0], named, chosen.images)
+            named = {"results": chosen.results[0], "references": chosen.references}
+            report_results(report, files[0], references, scores[0], found, named, chosen.images)
     if not chosen.json:
         print(
             f"{len(files[0]):,} of {len(references.captions):,} images of {chosen.references}, "
@@ -241,11 +247,14 @@ def _score(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _print_scores(scores: Scores, as_json: bool, diversity: Mapping[str, float]) -> None:
-    from captioner.significance import intervals
+def _print_scores(
+    scores: Scores,
+    found: Mapping[str, Interval],
+    as_json: bool,
+    diversity: Mapping[str, float],
+) -> None:
     from captioner.table import score_table
 
-    found = intervals(scores)
     if not as_json:
         print(score_table(scores, found))
         for name, value in diversity.items():
@@ -283,15 +292,15 @@ def _print_files(**files: Path | None) -> None:
             print(f"{name}: {path}")
 
 
-def _diversity(checkpoint: Checkpoint, chosen: Namespace, decode: DecodeConfig) -> dict[str, float]:
+def _diversity(
+    checkpoint: Checkpoint, dataset: CaptionDataset, chosen: Namespace, decode: DecodeConfig
+) -> dict[str, float]:
     from captioner.diversity import diversity
     from captioner.evaluate import sampled_captions
 
     several = dataclasses.replace(decode, captions=chosen.diversity, sample=True)
     return diversity(
-        sampled_captions(
-            checkpoint, chosen.data, chosen.split, several, limit=chosen.limit, progress=True
-        )
+        sampled_captions(checkpoint, dataset, several, limit=chosen.limit, progress=True)
     )
 
 

@@ -47,7 +47,7 @@ class CaptionDataset:
 
     def __init__(self, folder: Path | str, split: str):
         folder = Path(folder)
-        everything = _read_examples(folder)
+        everything = read_examples(folder)
         self.vocabulary = Vocabulary.load(folder / "vocabulary.json")
         self.store = FeatureStore(folder)
         self.split = split
@@ -150,7 +150,8 @@ def _names_a_side(example: Example) -> bool:
     return any(not _SIDES.isdisjoint(tokenize(caption)) for caption in example.captions)
 
 
-def _read_examples(folder: Path) -> list[Example]:
+def read_examples(folder: Path) -> list[Example]:
+    """The examples of every split of a prepared folder; raises DataError if there are none."""
     path = folder / "examples.json"
     try:
         entries = json.loads(path.read_text("utf-8"))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from captioner.additive import AdditiveScores, Places
 from captioner.config import ModelConfig
 from captioner.lstm import HDetachLSTM, State, draw_blocked
-from captioner.packed import linear
+from captioner.packed import Linear, linear
 from captioner.recurrence import AttendRecurrence, Rows
 
 
@@ -66,12 +66,12 @@ class ShowTell(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary_size: int, dim: int):
         super().__init__()
         self.config = config
-        self.image = nn.Linear(dim, config.embed_dim)
+        self.image = Linear(dim, config.embed_dim)
         self.embed = nn.Embedding(vocabulary_size, config.embed_dim)
         self.core = HDetachLSTM(
             config.embed_dim, config.hidden_dim, config.num_layers, dropout=config.dropout
         )
-        self.out = nn.Linear(config.hidden_dim, vocabulary_size)
+        self.out = Linear(config.hidden_dim, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
 
@@ -90,7 +90,7 @@ class ShowTell(nn.Module):
         output, (h, c) = self.core(
             x, (h.transpose(0, 1).contiguous(), c.transpose(0, 1).contiguous())
         )
-        logits = linear(self.dropout(output[0]), self.out.weight, self.out.bias)
+        logits = self.out(self.dropout(output[0]))
         return logits, (h.transpose(0, 1), c.transpose(0, 1)), None
 
     def forward(
@@ -145,18 +145,18 @@ class ShowAttendTell(nn.Module):
         self.config = config
         E, H, A = config.embed_dim, config.hidden_dim, config.attention_dim
         D = config.feature_dim or dim
-        self.project = nn.Linear(dim, D) if config.feature_dim else None
-        self.key = nn.Linear(D, A)
-        self.query = nn.Linear(H, A, bias=False)
+        self.project = Linear(dim, D) if config.feature_dim else None
+        self.key = Linear(D, A)
+        self.query = Linear(H, A, bias=False)
         self.score = nn.Parameter(torch.empty(A))
-        self.gate = nn.Linear(H, D)
-        self.init_h = nn.Linear(D, H)
-        self.init_c = nn.Linear(D, H)
+        self.gate = Linear(H, D)
+        self.init_h = Linear(D, H)
+        self.init_c = Linear(D, H)
         self.embed = nn.Embedding(vocabulary_size, E)
         self.core = HDetachLSTM(E + D, H)
-        self.out_h = nn.Linear(H, E)
-        self.out_z = nn.Linear(D, E, bias=False)
-        self.out = nn.Linear(E, vocabulary_size)
+        self.out_h = Linear(H, E)
+        self.out_z = Linear(D, E, bias=False)
+        self.out = Linear(E, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
         nn.init.uniform_(self.score, -(A**-0.5), A**-0.5)
@@ -165,12 +165,11 @@ class ShowAttendTell(nn.Module):
         """Project features (B, L, D) once; h and c (B, H) from their mean."""
         values = features
         if self.project is not None:
-            values = F.relu(linear(features, self.project.weight, self.project.bias))
+            values = F.relu(self.project(features))
         values = self.dropout(values)
         mean = values.mean(1)
         state = (self.init_h(mean).tanh(), self.init_c(mean).tanh())
-        keys = linear(values, self.key.weight, self.key.bias)
-        return Memory(values, 2 * keys), state
+        return Memory(values, 2 * self.key(values)), state
 
     def step(
         self, memory: Memory, tokens: Tensor, state: State, image: Tensor
@@ -180,7 +179,7 @@ class ShowAttendTell(nn.Module):
         places = Places.of(image, len(memory.values))
         context, attention = self._attend(memory, state[0], image, places)
         h, c = self._recur(self._word_gates(words), context, state, blocked=False)
-        logits = linear(self._deep(words, h, context), self.out.weight, self.out.bias)
+        logits = self.out(self._deep(words, h, context))
         return logits, (h, c), attention
 
     def forward(
@@ -258,11 +257,11 @@ class ShowAttendTell(nn.Module):
         self, memory: Memory, h: Tensor, image: Tensor, places: Places
     ) -> tuple[Tensor, Tensor]:
         """Gated context z = beta * sum_i alpha_i a_i (n, D) and the attention alpha (n, L)."""
-        query = linear(h, self.query.weight)
+        query = self.query(h)
         scores = AdditiveScores.apply(memory.keys, 2 * query, 2 * self.score, image)
         attention: Tensor = scores.softmax(-1)
         context = places.weighted_sum(attention, memory.values)
-        return linear(h, self.gate.weight, self.gate.bias).sigmoid() * context, attention
+        return self.gate(h).sigmoid() * context, attention
 
     def _word_gates(self, words: Tensor) -> Tensor:
         bias = self.core.bias_ih_l0 + self.core.bias_hh_l0
@@ -275,8 +274,7 @@ class ShowAttendTell(nn.Module):
 
     def _deep(self, words: Tensor, h: Tensor, context: Tensor) -> Tensor:
         """The deep output layer (n, E), Xu et al. 2015, equation 7, before the vocabulary."""
-        deep = words + linear(self.dropout(h), self.out_h.weight, self.out_h.bias)
-        deep = deep + linear(context, self.out_z.weight)
+        deep = words + self.out_h(self.dropout(h)) + self.out_z(context)
         dropped: Tensor = self.dropout(deep.tanh())
         return dropped
 
@@ -291,17 +289,17 @@ class Adaptive(nn.Module):
         super().__init__()
         self.config = config
         E, H, A = config.embed_dim, config.hidden_dim, config.attention_dim
-        self.project = nn.Linear(dim, H)
-        self.whole = nn.Linear(dim, E)
+        self.project = Linear(dim, H)
+        self.whole = Linear(dim, E)
         self.embed = nn.Embedding(vocabulary_size, E)
         self.core = HDetachLSTM(2 * E, H)
-        self.sentinel_x = nn.Linear(2 * E, H)
-        self.sentinel_h = nn.Linear(H, H, bias=False)
-        self.key = nn.Linear(H, A)
-        self.sentinel_key = nn.Linear(H, A)
-        self.query = nn.Linear(H, A, bias=False)
+        self.sentinel_x = Linear(2 * E, H)
+        self.sentinel_h = Linear(H, H, bias=False)
+        self.key = Linear(H, A)
+        self.sentinel_key = Linear(H, A)
+        self.query = Linear(H, A, bias=False)
         self.score = nn.Parameter(torch.empty(A))
-        self.out = nn.Linear(H, vocabulary_size)
+        self.out = Linear(H, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
         nn.init.uniform_(self.score, -(A**-0.5), A**-0.5)
@@ -323,7 +321,7 @@ class Adaptive(nn.Module):
         x = self._inputs(memory, tokens, image)
         h, c = self.core.step(self.core.input_gates(x), state, blocked=False)
         seen, attention = self._look(memory, x, state[0], h, c, image)
-        logits = linear(self.dropout(seen + h), self.out.weight, self.out.bias)
+        logits = self.out(self.dropout(seen + h))
         return logits, (h, c), attention
 
     def forward(

@@ -27,9 +27,9 @@ class Evaluation:
     """Captions of a split and what they scored, by image id."""
 
     captions: dict[int, str]
-    references: dict[int, list[str]]  # those of the captioned pictures
     attention: dict[int, Tensor | None]  # (words, L)
     scores: Scores
+    dataset: CaptionDataset
 
 
 def caption_split(
@@ -87,27 +87,23 @@ def evaluate(
     captions = best_captions(found, checkpoint.vocabulary)
     if results is not None:
         write_results(captions, results)
-    written = references(dataset)
     return Evaluation(
         captions,
-        {key: written[key] for key in captions},
         {key: hypotheses[0].attention for key, hypotheses in found.items()},
-        score(captions, written, metrics, corenlp),
+        score(captions, references(dataset), metrics, corenlp),
+        dataset,
     )
 
 
 def sampled_captions(
     checkpoint: Checkpoint,
-    data: Path | str,
-    split: str,
+    dataset: CaptionDataset,
     decode: DecodeConfig,
     *,
     limit: int = 0,
     progress: bool = False,
 ) -> dict[int, list[str]]:
     """The texts of several captions of each picture of a split, as `decode` draws them, by id."""
-    dataset = CaptionDataset(data, split)
-    check_encoder(checkpoint, dataset)
     found = caption_split(checkpoint.decoder, dataset, decode, limit=limit, progress=progress)
     vocabulary = checkpoint.vocabulary
     return {

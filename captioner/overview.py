@@ -12,30 +12,30 @@ from PIL import Image
 
 from captioner.attention import sheet
 from captioner.checkpoint import Checkpoint
-from captioner.data import CaptionDataset
+from captioner.data import read_examples
 from captioner.encoder import seen
 from captioner.errors import DataError
-from captioner.evaluate import Evaluation
+from captioner.evaluate import Evaluation, references
 from captioner.images import open_image
 from captioner.metrics import ImageId, Scores
 from captioner.report import write_report
 from captioner.results import References
-from captioner.significance import intervals
+from captioner.significance import Interval
 from captioner.vocabulary import tokenize
 
 
 def report_evaluation(
     path: Path,
     result: Evaluation,
+    intervals: Mapping[str, Interval],
     checkpoint: Checkpoint,
     data: Path | str,
     settings: Mapping[str, str],
     images: Path | None,
 ) -> None:
     """Write the report of `evaluate`; photographs and attention are shown if `images` has them."""
-    split = settings["split"]
-    files = {e.image_id: e.image for e in CaptionDataset(data, split).examples}
-    photograph = _photographs(files, images)
+    examples = result.dataset.examples
+    photograph = _photographs({example.image_id: example.image for example in examples}, images)
     words = {key: caption.split() for key, caption in result.captions.items()}
 
     def attention(image: ImageId) -> Image.Image | None:
@@ -47,11 +47,11 @@ def report_evaluation(
 
     write_report(
         path,
-        title=f"Captions of {split}",
+        title=f"Captions of {result.dataset.split}",
         scores=result.scores,
-        intervals=intervals(result.scores),
+        intervals=intervals,
         captions=result.captions,
-        references=result.references,
+        references=references(result.dataset),
         pictures=photograph,
         attention=attention,
         training_captions=_training_captions(data),
@@ -68,6 +68,7 @@ def report_results(
     captions: Mapping[ImageId, str],
     references: References,
     scores: Scores,
+    intervals: Mapping[str, Interval],
     settings: Mapping[str, str],
     images: Path | None,
 ) -> None:
@@ -76,7 +77,7 @@ def report_results(
         path,
         title=f"Captions of {Path(settings['results']).name}",
         scores=scores,
-        intervals=intervals(scores),
+        intervals=intervals,
         captions=captions,
         references=references.captions,
         pictures=_photographs(references.files, images),
@@ -102,11 +103,12 @@ def _photographs(
 
 
 def _training_captions(data: Path | str) -> set[str] | None:
-    try:
-        examples = CaptionDataset(data, "train").examples
-    except DataError:
-        return None
-    return {" ".join(tokenize(caption)) for example in examples for caption in example.captions}
+    return {
+        " ".join(tokenize(caption))
+        for example in read_examples(Path(data))
+        if example.split == "train"
+        for caption in example.captions
+    } or None
 
 
 def _today() -> str:

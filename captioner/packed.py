@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -13,6 +13,14 @@ _SMALL = 1 << 14  # elements of a weight, below which packing gains nothing
 _ROWS = 16  # the packing suits any number of rows but one alone
 
 _packed: Any = WeakIdKeyDictionary()  # weight: {columns: (its mark, packed copy)}
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`, computed by `linear`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """x W^T + b for x (..., K)."""
+        return linear(input, self.weight, self.bias)
 
 
 def linear(
