@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
 
 import torch
 from tqdm import tqdm
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from benchmarks.items import GPU_ITEMS, ITEMS
 from benchmarks.measure import Result, measure
 from benchmarks.report import as_json, draw, machine, notes, table
+from captioner.arguments import Parser
 from captioner.errors import CaptionerError, ConfigError
 from captioner.run import choose_device
 
@@ -89,15 +89,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises ConfigError, one line, for wrong options."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m benchmarks.throughput",
         description="Measure training, search and encoders beside the plain loops for the same job "
         "and the bound that the matrix products set.",

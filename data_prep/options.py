@@ -5,19 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
-from captioner.errors import ConfigError
+from captioner.arguments import Parser
 from data_prep.records import SPLITS, VAL_SHARE
 
 SMALLEST_IMAGE = 32  # pixels; below this some networks have no cell left
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises ConfigError, one line, for wrong options."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
 
 
 def parser() -> Parser:

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = (
     ("errors", "buffers", "packed"),
-    ("config", "files", "vocabulary", "lstm", "additive"),
+    ("config", "arguments", "files", "vocabulary", "lstm", "additive"),
     (
         "images",
         "features",
