@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from captioner.config import DecodeConfig, EncoderConfig, ModelConfig, from_dict
 from captioner.decoder import Decoder, make_decoder
@@ -19,11 +20,12 @@ from captioner.errors import CheckpointError, ConfigError, DataError
 from captioner.vocabulary import Vocabulary
 
 FORMAT = 1
+_ENCODER = "encoder."  # begins the names of a trained CNN's weights
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything needed to caption a picture; the frozen CNN is named, not stored."""
+    """Everything needed to caption a picture; a frozen CNN is named, a trained one stored."""
 
     decoder: Decoder
     model: ModelConfig
@@ -33,6 +35,7 @@ class Checkpoint:
     feature_dim: int  # D of the encoder's grid
     grid: int  # cells along each side of the encoder's grid
     trained: Mapping[str, Any] = field(default_factory=dict)  # settings and scores, for reading
+    encoder_state: Mapping[str, Tensor] | None = None  # weights of a trained CNN
 
 
 def save(checkpoint: Checkpoint, folder: Path, *, half: bool = False, card: str = "") -> None:
@@ -42,9 +45,11 @@ def save(checkpoint: Checkpoint, folder: Path, *, half: bool = False, card: str 
     """
     partial = folder.with_name(folder.name + ".part")
     replaced = folder.with_name(folder.name + ".old")
+    stored = dict(checkpoint.decoder.state_dict())
+    for name, value in (checkpoint.encoder_state or {}).items():
+        stored[_ENCODER + name] = value
     weights = {
-        name: (value.half() if half else value).cpu().contiguous()
-        for name, value in checkpoint.decoder.state_dict().items()
+        name: (value.half() if half else value).cpu().contiguous() for name, value in stored.items()
     }
     settings = {
         "format": FORMAT,
@@ -89,8 +94,13 @@ def load(path: Path | str) -> Checkpoint:
         decode = from_dict(DecodeConfig, settings["decode"], "decode")
         vocabulary = Vocabulary.load(folder / "vocabulary.json")
         decoder = make_decoder(model, len(vocabulary), int(settings["feature_dim"]))
-        weights = load_file(folder / "model.safetensors")
-        decoder.load_state_dict({name: value.float() for name, value in weights.items()})
+        weights = {n: w.float() for n, w in load_file(folder / "model.safetensors").items()}
+        encoder_state = {
+            name.removeprefix(_ENCODER): weights.pop(name)
+            for name in list(weights)
+            if name.startswith(_ENCODER)
+        }
+        decoder.load_state_dict(weights)
         grid, feature_dim = int(settings["grid"]), int(settings["feature_dim"])
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder}/model.safetensors is damaged: {error}") from None
@@ -99,7 +109,10 @@ def load(path: Path | str) -> Checkpoint:
         raise CheckpointError(f"{folder} does not fit together: {reason}") from None
     decoder.requires_grad_(False).eval()
     trained = settings.get("trained", {})
-    return Checkpoint(decoder, model, encoder, decode, vocabulary, feature_dim, grid, trained)
+    return Checkpoint(
+        decoder, model, encoder, decode, vocabulary, feature_dim, grid, trained,
+        encoder_state or None,
+    )  # fmt: skip
 
 
 def _find(path: Path | str) -> Path:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +15,9 @@ from torch import Tensor
 from captioner.errors import DataError
 from captioner.features import FeatureStore
 from captioner.vocabulary import BOS, EOS, Vocabulary, tokenize
+
+# Features of the examples at some indices, mirrored where it says so.
+Reader: TypeAlias = Callable[[Sequence[int], Sequence[bool]], Tensor]
 
 _SIDES = frozenset({"left", "right"})  # a caption with these is untrue of the mirrored picture
 
@@ -33,7 +37,7 @@ class Example:
 class Batch:
     """Pictures and their captions, packed by time step, longest caption first."""
 
-    features: Tensor  # (B, L, D) float32
+    features: Tensor  # (B, L, D) float32, or what else the data set's reader gives
     inputs: Tensor  # (tokens,) BOS w1 .. wn
     targets: Tensor  # (tokens,) w1 .. wn EOS
     batch_sizes: list[int]  # rows alive at each step
@@ -43,13 +47,17 @@ class Batch:
 
 
 class CaptionDataset:
-    """One split of a prepared folder; raises DataError if something is missing or damaged."""
+    """One split of a prepared folder; raises DataError if something is missing or damaged.
+
+    `reader` gives the features: at first those of the folder.
+    """
 
     def __init__(self, folder: Path | str, split: str):
         folder = Path(folder)
         everything = read_examples(folder)
         self.vocabulary = Vocabulary.load(folder / "vocabulary.json")
         self.store = FeatureStore(folder)
+        self.reader: Reader = self._stored
         self.split = split
         self.examples = [example for example in everything if example.split == split]
         if not self.examples:
@@ -68,13 +76,24 @@ class CaptionDataset:
         return len(self.examples)
 
     def features(self, indices: Sequence[int], mirrored: Sequence[bool] | None = None) -> Tensor:
-        """Features (B, L, D) in float32 of the examples at `indices`."""
-        picks = []
-        for position, index in enumerate(indices):
-            example = self.examples[index]
-            mirror = mirrored is not None and mirrored[position] and self.store.views == 2
-            view = 1 if mirror and not _names_a_side(example) else 0
-            picks.append(torch.from_numpy(self.store.values[example.row, view].copy()))
+        """Features (B, L, D) in float32 of the examples at `indices`, as `reader` gives them.
+
+        Where a caption tells left from right, the picture is never mirrored.
+        """
+        flips = mirrored if mirrored is not None else [False] * len(indices)
+        true_of = [
+            flip and not _names_a_side(self.examples[index])
+            for index, flip in zip(indices, flips, strict=True)
+        ]
+        return self.reader(indices, true_of)
+
+    def _stored(self, indices: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
+        rows = [self.examples[index].row for index in indices]
+        views = [int(flip and self.store.views == 2) for flip in mirrored]
+        picks = [
+            torch.from_numpy(self.store.values[row, view].copy())
+            for row, view in zip(rows, views, strict=True)
+        ]
         return torch.stack(picks).float()
 
     def batches(

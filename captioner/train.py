@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from captioner.checkpoint import Checkpoint, save
 from captioner.config import Config, TrainConfig
 from captioner.data import Batch
-from captioner.decoder import Decoder, Prediction, Teacher
+from captioner.decoder import Decoder, Teacher
 from captioner.errors import ConfigError
 from captioner.evaluate import best_captions, caption_split, references
 from captioner.journal import Journal
 from captioner.metrics import ReferenceScorer
 from captioner.objective import caption_loss, cross_entropy, detach_probability, learning_rate
-from captioner.run import Progress, Run, prepare, save_run
+from captioner.photographs import Photographs, ahead
+from captioner.run import Network, Progress, Run, prepare, save_run
 
 
 @dataclass(frozen=True)
@@ -82,14 +83,18 @@ def _train_epoch(run: Run, journal: Journal, stop: list[int], bar: tqdm[NoReturn
 def epoch_batches(run: Run) -> Iterator[Batch]:
     """The batches of the current epoch that are still to come, in their order."""
     settings, progress = run.config.train, run.progress
-    return run.data.batches(
+    seed = settings.seed * 1_000_003 + progress.epoch
+    if run.photographs is not None:
+        run.data.reader = run.photographs.augmented(seed)
+    batches = run.data.batches(
         settings.batch_images,
         max_words=settings.max_words,
         captions_per_image=settings.captions_per_image,
         mirror=settings.mirror,
-        seed=settings.seed * 1_000_003 + progress.epoch,
+        seed=seed,
         skip=progress.batch,
     )
+    return batches if run.photographs is None else ahead(batches)
 
 
 def train_step(run: Run, batch: Batch) -> dict[str, float]:
@@ -102,17 +107,29 @@ def train_step(run: Run, batch: Batch) -> dict[str, float]:
     total_steps = run.batches * settings.epochs
     rate = learning_rate(settings, progress.step, total_steps) * progress.rate_factor
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    weights, reward = None, {}
-    if run.critic is not None:
-        drawn = run.critic.draw(run.decoder, batch, seed=settings.seed * 1_000_003 + progress.step)
-        batch, weights = drawn.batch, drawn.weights.to(run.device)
-        reward = {"reward": drawn.reward}
-    prediction, targets = _forward(run, batch, progress.step / total_steps)
+        group["lr"] = rate * group["share"]
+    low = settings.precision == "bfloat16"
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=low):
+        batch = _features(run, batch)
+        weights, reward = None, {}
+        if run.critic is not None:
+            seed = settings.seed * 1_000_003 + progress.step
+            drawn = run.critic.draw(run.decoder, batch, seed=seed)
+            batch, weights = drawn.batch, drawn.weights.to(run.device)
+            reward = {"reward": drawn.reward}
+        share_done = progress.step / total_steps
+        prediction = run.decoder(
+            batch.features,
+            _teacher(batch, run.device),
+            detach_prob=detach_probability(settings, share_done),
+            detach_attention=settings.detach_attention,
+            sampling_prob=settings.scheduled_sampling * share_done,
+        )
+    targets = batch.targets.to(run.device)
     loss, cross_entropy = caption_loss(prediction, targets, batch.batch_sizes, settings, weights)
     run.optimizer.zero_grad()
     loss.backward()
-    norm = _clip(run.decoder, settings)
+    norm = _clip(run.network, settings)
     if not math.isfinite(norm):
         raise ConfigError(
             f"the gradient is {norm} at step {progress.step + 1}: training diverged; lower "
@@ -120,7 +137,7 @@ def train_step(run: Run, batch: Batch) -> dict[str, float]:
         )
     run.optimizer.step()
     if run.average is not None:
-        run.average.update_parameters(run.decoder)
+        run.average.update_parameters(run.network)
     progress.count(len(targets), cross_entropy.item())
     return {
         "loss": loss.item(),
@@ -131,20 +148,31 @@ def train_step(run: Run, batch: Batch) -> dict[str, float]:
     }
 
 
+def _features(run: Run, batch: Batch) -> Batch:
+    """The batch with the features (B, L, D) that the decoder takes."""
+    features = batch.features.to(run.device)
+    if run.network.encoder is not None:
+        features = run.network.encoder.trained_part(features)
+    return replace(batch, features=features)
+
+
 def _end_epoch(run: Run, journal: Journal, scorer: ReferenceScorer) -> None:
     """Validate, log, keep the best and the last checkpoint, and save the place."""
-    progress = run.progress
-    cider = validation_cider(run.validated, run, scorer)
+    progress, network = run.progress, run.validated
+    if network.encoder is not None:
+        photographs = Photographs(Path(run.config.images), run.validation, network.encoder)
+        run.validation.reader = photographs.encoded(progress=True)
+    cider = validation_cider(network.decoder, run, scorer)
     journal.epoch(
         progress.epoch + 1,
         progress.step,
         train_loss=progress.mean_loss,
-        val_loss=validation_loss(run.validated, run),
+        val_loss=validation_loss(network.decoder, run),
         cider=cider,
         seconds=run.seconds(),
     )
     _note_score(progress, run.config.train, cider)
-    checkpoint = _checkpoint(run, run.validated)
+    checkpoint = _checkpoint(run, network)
     if progress.since_best == 0:
         save(checkpoint, run.out / "best")
     save(checkpoint, run.out / "last")
@@ -175,31 +203,17 @@ def validation_cider(decoder: Decoder, run: Run, scorer: ReferenceScorer) -> flo
     return scorer.score(captions, ("CIDEr",)).values["CIDEr"]
 
 
-def _forward(run: Run, batch: Batch, share_done: float) -> tuple[Prediction, Tensor]:
-    settings = run.config.train
-    low = settings.precision == "bfloat16"
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=low):
-        prediction = run.decoder(
-            batch.features.to(run.device),
-            _teacher(batch, run.device),
-            detach_prob=detach_probability(settings, share_done),
-            detach_attention=settings.detach_attention,
-            sampling_prob=settings.scheduled_sampling * share_done,
-        )
-    return prediction, batch.targets.to(run.device)
-
-
 def _teacher(batch: Batch, device: torch.device) -> Teacher:
     return Teacher(batch.inputs.to(device), batch.batch_sizes, batch.image.to(device))
 
 
-def _clip(decoder: nn.Module, settings: TrainConfig) -> float:
+def _clip(network: nn.Module, settings: TrainConfig) -> float:
     """Clip as set; returns the norm of all gradients before."""
     by_norm = settings.clip > 0 and settings.clip_by == "norm"
     bound = settings.clip if by_norm else math.inf
-    norm = nn.utils.clip_grad_norm_(decoder.parameters(), bound)
+    norm = nn.utils.clip_grad_norm_(network.parameters(), bound)
     if settings.clip > 0 and not by_norm:
-        nn.utils.clip_grad_value_(decoder.parameters(), settings.clip)
+        nn.utils.clip_grad_value_(network.parameters(), settings.clip)
     return norm.item()
 
 
@@ -219,11 +233,15 @@ def _out_of_patience(progress: Progress, settings: TrainConfig) -> bool:
     return 0 < settings.patience <= progress.since_best
 
 
-def _checkpoint(run: Run, decoder: Decoder) -> Checkpoint:
+def _checkpoint(run: Run, network: Network) -> Checkpoint:
+    encoder, state = run.data.store.encoder, run.start.encoder_state if run.start else None
+    if network.encoder is not None:
+        encoder = replace(encoder, weights=network.encoder.fingerprint())
+        state = network.encoder.state_dict()
     return Checkpoint(
-        decoder=decoder,
+        decoder=network.decoder,
         model=run.config.model,
-        encoder=run.data.store.encoder,
+        encoder=encoder,
         decode=run.config.decode,
         vocabulary=run.data.vocabulary,
         feature_dim=run.data.store.dim,
@@ -234,6 +252,7 @@ def _checkpoint(run: Run, decoder: Decoder) -> Checkpoint:
             "steps": run.progress.step,
             "val_cider": run.progress.best if run.progress.since_best == 0 else None,
         },
+        encoder_state=state,
     )
 
 

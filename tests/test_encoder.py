@@ -39,7 +39,7 @@ def test_a_chosen_grid_is_pooled_to():
 
 def test_cells_are_in_rows_from_the_top_left():
     encoder = Encoder(EncoderConfig("resnet18", weights="none", image_size=96))
-    encoder.body = torch.nn.AvgPool2d(32)
+    encoder.body = torch.nn.Sequential(torch.nn.AvgPool2d(32))
     picture = np.zeros((96, 96, 3), np.uint8)
     picture[:32, 64:] = 255  # top right corner
     features = encoder(encoder.preprocess(Image.fromarray(picture)).unsqueeze(0))
