@@ -94,6 +94,9 @@ class TrainConfig:
         attention_penalty: weight of the doubly stochastic penalty (show_attend_tell).
         mirror: use the mirrored features, if the data has them, half of the time.
         average: decay of the running average of the weights that is validated and kept; 0 is off.
+        encoder_blocks: last blocks of the CNN that learn, too, from the photographs in `images`;
+            0 keeps it frozen and takes the prepared features. Batch statistics never change.
+        encoder_rate: the highest learning rate of those blocks.
         precision: float32, or bfloat16 for mixed precision (GPU).
         seed: of weights, order, dropout and detach draws.
         eval_beam_size: beam for the validation captions; 1 is greedy.
@@ -130,6 +133,8 @@ class TrainConfig:
     attention_penalty: float = 1.0
     mirror: bool = True
     average: float = 0.0
+    encoder_blocks: int = 0
+    encoder_rate: float = 1e-4
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 1
     eval_beam_size: int = 1
@@ -147,12 +152,12 @@ class TrainConfig:
             ">= 1",
         )
         _check(self, "samples", lambda v: v >= 2, ">= 2")
-        _check(self, "learning_rate sharpen", lambda v: v > 0, "> 0")
+        _check(self, "learning_rate sharpen encoder_rate", lambda v: v > 0, "> 0")
         _check(self, "plateau_factor", lambda v: 0 < v < 1, "in (0, 1)")
         _check(
             self,
             "captions_per_image warmup_steps plateau_patience clip weight_decay "
-            "attention_penalty eval_images patience threads",
+            "attention_penalty encoder_blocks eval_images patience threads",
             lambda v: v >= 0,
             ">= 0",
         )
@@ -181,6 +186,8 @@ class DecodeConfig:
         top_p: draw from the likeliest words that hold this probability together; 1 is off.
         seed: of the draw.
         captions: captions returned for each picture, best first.
+        block_repeats: no sequence of so many words occurs twice in a caption; 0 is off.
+        whole_endings: no caption ends with a word that wants another, such as "a" or "with".
     """
 
     beam_size: int = 5
@@ -192,10 +199,12 @@ class DecodeConfig:
     top_p: float = 1.0
     seed: int = 0
     captions: int = 1
+    block_repeats: int = 0
+    whole_endings: bool = True
 
     def __post_init__(self) -> None:
         _check(self, "beam_size max_words captions", lambda v: v >= 1, ">= 1")
-        _check(self, "length_norm top_k", lambda v: v >= 0, ">= 0")
+        _check(self, "length_norm top_k block_repeats", lambda v: v >= 0, ">= 0")
         _check(self, "temperature", lambda v: v > 0, "> 0")
         _check(self, "top_p", lambda v: 0 < v <= 1, "in (0, 1]")
         if not self.sample and self.captions > self.beam_size:
@@ -215,6 +224,7 @@ class Config:
         model: shape of the decoder.
         train: how it is trained.
         decode: how it captions when nothing else is asked for; travels in the checkpoint.
+        images: folder of the photographs, where the CNN learns (train.encoder_blocks).
     """
 
     data: str
@@ -222,6 +232,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+    images: str = ""
 
 
 def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str) -> Settings:

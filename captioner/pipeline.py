@@ -42,7 +42,7 @@ class Captioner:
     def __init__(self, checkpoint: Checkpoint, device: torch.device | str = "cpu"):
         self.checkpoint = checkpoint
         self.device = torch.device(device)
-        self.encoder = Encoder(checkpoint.encoder).to(self.device)
+        self.encoder = Encoder(checkpoint.encoder, checkpoint.encoder_state).to(self.device)
         self.decoder = checkpoint.decoder.to(self.device)
         self.vocabulary = checkpoint.vocabulary
 
