@@ -8,7 +8,7 @@ a picture stand together, in the order of the pictures; those of a finished pict
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.config import DecodeConfig
-from captioner.vocabulary import BOS, EOS, UNWRITTEN
+from captioner.vocabulary import BOS, EOS, PAD, UNWRITTEN
 
 State: TypeAlias = tuple[Tensor, ...]
 Step: TypeAlias = Callable[[Tensor, State, Tensor], tuple[Tensor, State, "Tensor | None"]]
@@ -33,17 +33,24 @@ class Hypothesis:
     attention: Tensor | None  # (len(tokens), L) on the CPU
 
 
-def search(step: Step, state: State, config: DecodeConfig) -> list[list[Hypothesis]]:
+def search(
+    step: Step, state: State, config: DecodeConfig, bad_endings: Sequence[int] = ()
+) -> list[list[Hypothesis]]:
     """Captions of every picture, best first, at most `config.captions` each.
 
-    `state` has a row a picture. Sampling if `config.sample`, otherwise a beam search.
+    `state` has a row a picture. Sampling if `config.sample`, otherwise a beam search. No caption
+    ends with a word of `bad_endings` if `config.whole_endings`, unless it is cut at `max_words` or
+    `block_repeats` leaves it no other word. What a caption may not go on with costs its
+    log-probability nothing and gives it nothing: the other words keep their probabilities.
     """
     find = sample if config.sample else beam_search
-    return [found[: config.captions] for found in find(step, state, config)]
+    return [found[: config.captions] for found in find(step, state, config, bad_endings)]
 
 
 @torch.inference_mode()
-def beam_search(step: Step, state: State, config: DecodeConfig) -> list[list[Hypothesis]]:
+def beam_search(
+    step: Step, state: State, config: DecodeConfig, bad_endings: Sequence[int] = ()
+) -> list[list[Hypothesis]]:
     """The `beam_size` best captions of each picture, all pictures at once.
 
     A hypothesis is finished when EOS is among the `beam_size` best continuations. A picture is done
@@ -56,12 +63,15 @@ def beam_search(step: Step, state: State, config: DecodeConfig) -> list[list[Hyp
     tokens = torch.full((pictures,), BOS, device=device)
     scores = torch.zeros(pictures, 1, device=device)  # one row a picture at first, then `beams`
     history = _History()
+    rules = _Rules(tokens, config, bad_endings)
     finished: list[list[_Finished]] = [[] for _ in range(pictures)]
 
     for length in range(config.max_words + 1):
         logits, state, attention = step(tokens, state, image)
         history.attention.append(attention)
-        best, parent, word = _continuations(_allowed(logits, first=length == 0), scores, beams)
+        best, parent, word = _continuations(
+            _allowed(logits, first=length == 0), scores, beams, rules.barred(tokens)
+        )
 
         ends = word == EOS
         numbers = open_.tolist()
@@ -88,23 +98,32 @@ def beam_search(step: Step, state: State, config: DecodeConfig) -> list[list[Hyp
         image = open_.repeat_interleave(beams)
         if beams > 1 or len(left) < len(numbers):  # otherwise each row is its own parent
             state = tuple(part[rows] for part in state)
+        rules.follow(rows, tokens)
         history.parents.append(rows.tolist())
         history.words.append(tokens.tolist())
     captions = [[history.hypothesis(end, config) for end in found] for found in finished]
     return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in captions]
 
 
-def _continuations(logits: Tensor, scores: Tensor, beams: int) -> tuple[Tensor, Tensor, Tensor]:
+def _continuations(
+    logits: Tensor, scores: Tensor, beams: int, barred: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The best ways on of each picture: log-probability, parent row and word, each (P, >= beams).
 
     logits (P k, V), overwritten, of rows with log-probabilities `scores` (P, k). The `beams` + 1
-    best words of a row are enough: one may be EOS, and no more than `beams` others can be needed.
+    best words of a row are enough: one may be EOS, and no more than `beams` others can be needed;
+    and as many more as it has words in `barred` (P k, m).
     """
     pictures, k = scores.shape
-    top, words = logits.topk(min(beams + 1, logits.shape[1]))
+    more = 0 if barred is None else int((barred > EOS).sum(1).max())
+    top, words = logits.topk(min(beams + 1 + more, logits.shape[1]))
     most = top[:, :1]
     all_words = logits.sub_(most).exp_().sum(-1, keepdim=True).log()
-    totals = scores.view(-1, 1) + (top - most - all_words)  # (P k, beams + 1)
+    log_probs = top - most - all_words  # (P k, >= beams + 1)
+    if barred is not None:
+        left = log_probs.masked_fill((words.unsqueeze(2) == barred.unsqueeze(1)).any(2), -torch.inf)
+        log_probs = torch.where(_dead_end(left) & (words == EOS), log_probs, left)
+    totals = scores.view(-1, 1) + log_probs
     totals, words = totals.view(pictures, -1), words.view(pictures, -1)
     best, at = totals.topk(min(2 * beams, totals.shape[1]))
     first_row = torch.arange(0, pictures * k, k, device=logits.device).unsqueeze(1)
@@ -118,7 +137,9 @@ def _continuations(logits: Tensor, scores: Tensor, beams: int) -> tuple[Tensor, 
 
 
 @torch.inference_mode()
-def sample(step: Step, state: State, config: DecodeConfig) -> list[list[Hypothesis]]:
+def sample(
+    step: Step, state: State, config: DecodeConfig, bad_endings: Sequence[int] = ()
+) -> list[list[Hypothesis]]:
     """`captions` random captions of each picture, by temperature, top-k and top-p."""
     pictures, copies = len(state[0]), config.captions
     device = state[0].device
@@ -128,12 +149,18 @@ def sample(step: Step, state: State, config: DecodeConfig) -> list[list[Hypothes
     tokens = torch.full((pictures * copies,), BOS, device=device)
     totals = torch.zeros(pictures * copies, device=device)
     history = _History()
+    rules = _Rules(tokens, config, bad_endings)
     finished: list[list[_Finished]] = [[] for _ in range(pictures)]
     for length in range(config.max_words):
         logits, state, attention = step(tokens, state, image)
         history.attention.append(attention)
-        logits = _allowed(logits, first=length == 0)
-        kept = _truncate(logits / config.temperature, config.top_k, config.top_p)
+        logits = allowed = _allowed(logits, first=length == 0)
+        barred = rules.barred(tokens)
+        if barred is not None:
+            allowed = logits.scatter(1, barred, -torch.inf)
+            ends_all = _dead_end(allowed).squeeze(1)
+            allowed[ends_all, EOS] = logits[ends_all, EOS]
+        kept = _truncate(allowed / config.temperature, config.top_k, config.top_p)
         tokens = torch.multinomial(kept.softmax(-1), 1, generator=generator).squeeze(1)
         chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
         totals = totals + chosen - logits.logsumexp(-1)
@@ -146,12 +173,45 @@ def sample(step: Step, state: State, config: DecodeConfig) -> list[list[Hypothes
         if not len(rows):
             break
         state = tuple(part[rows] for part in state)
+        rules.follow(rows, tokens)
         history.parents.append(rows.tolist())
         history.words.append(tokens.tolist())
     for row, (number, total) in enumerate(zip(image.tolist(), totals.tolist(), strict=True)):
         finished[number].append(_Finished(total, config.max_words, row, ended=False))
     captions = [[history.hypothesis(end, config) for end in found] for found in finished]
     return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in captions]
+
+
+class _Rules:
+    """What a caption may not go on with: a word that would repeat, or its end after some words."""
+
+    def __init__(self, start: Tensor, config: DecodeConfig, bad_endings: Sequence[int]):
+        endings = bad_endings if config.whole_endings else ()
+        self._endings = torch.tensor(endings, device=start.device) if endings else None
+        self._repeats = config.block_repeats
+        self._written = start.new_empty(len(start), 0)  # (n, t), kept if repeats are blocked
+
+    def barred(self, tokens: Tensor) -> Tensor | None:
+        """The words (n, m) that may not follow `tokens` (n,), EOS and PAD among them, if any."""
+        found = []
+        if self._endings is not None:
+            found.append(torch.isin(tokens, self._endings).unsqueeze(1) * EOS)  # PAD is 0
+        if 0 < self._repeats <= self._written.shape[1]:
+            size = self._repeats - 1
+            before = self._written.unfold(1, size + 1, 1)  # (n, t - size, size + 1)
+            now = self._written[:, self._written.shape[1] - size :].unsqueeze(1)
+            found.append(before[..., -1].where((before[..., :-1] == now).all(2), PAD))
+        return torch.cat(found, 1) if found else None
+
+    def follow(self, rows: Tensor, tokens: Tensor) -> None:
+        """Go on with `tokens`, the next words of `rows`."""
+        if self._repeats:
+            self._written = torch.cat([self._written[rows], tokens.unsqueeze(1)], 1)
+
+
+def _dead_end(log_probs: Tensor) -> Tensor:
+    """Which rows (n, 1) may go on with no word at all."""
+    return log_probs.isneginf().all(1, keepdim=True)
 
 
 @dataclass(frozen=True)

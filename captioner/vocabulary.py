@@ -15,6 +15,16 @@ PAD, BOS, EOS, UNK = range(4)
 UNWRITTEN = [PAD, BOS, UNK]  # what no caption is ever given; and none begins with EOS
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
 
+# Words that want another after them. Each ends fewer than 0.3 % of the times that it is written in
+# Flickr8k's training captions; "on", "by", "near" and "her" end more ("another dog looks on").
+BAD_ENDINGS = (
+    "a", "an", "the", "his", "its", "their",
+    "in", "of", "with", "at", "to", "for", "from", "into", "onto", "under", "through", "across",
+    "against", "between", "beside", "toward", "towards", "during",
+    "and", "or", "but", "while", "as", "than", "whose",
+    "is", "are", "was", "were", "be", "being", "has", "have",
+)  # fmt: skip
+
 # A word may hold apostrophes and hyphens inside it (dog's, t-shirt), as COCO's PTB tokens do.
 _TOKENIZER = RegexpTokenizer(r"\w+(?:[-'’]\w+)*")  # noqa: RUF001
 
@@ -53,6 +63,10 @@ class Vocabulary:
         return isinstance(other, Vocabulary) and self.words == other.words
 
     __hash__ = None  # type: ignore[assignment]
+
+    def bad_endings(self) -> list[int]:
+        """Ids of the words with which a caption breaks off in the middle of a phrase."""
+        return [self._ids[word] for word in BAD_ENDINGS if word in self._ids]
 
     def encode(self, caption: str) -> list[int]:
         """Token ids of a caption's words, unknown words as UNK, without BOS and EOS."""

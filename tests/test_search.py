@@ -55,7 +55,13 @@ def test_pictures_of_a_batch_get_what_they_get_alone():
         assert [h.score for h in together[picture]] == pytest.approx([h.score for h in alone])
 
 
-def plain_beam_search(log_probs, beams, max_words):
+def repeats(words, size):
+    """Whether a sequence of `size` words occurs twice, as one would write it down."""
+    sequences = [tuple(words[at : at + size]) for at in range(len(words) - size + 1)]
+    return size > 0 and len(set(sequences)) < len(sequences)
+
+
+def plain_beam_search(log_probs, beams, max_words, block_repeats=0, bad_endings=()):
     """The search as one would write it down: one picture, lists, a full sort. (tokens, score)."""
     alive, finished = [((), 0.0)], []
     for length in range(max_words + 1):
@@ -64,7 +70,11 @@ def plain_beam_search(log_probs, beams, max_words):
             row = log_probs[length, words[-1] if words else BOS].clone()
             row[[PAD, BOS, UNK] + [EOS] * (length == 0)] = -torch.inf
             row = row.log_softmax(-1).tolist()
-            ways += [((*words, word), score + row[word]) for word in range(V)]
+            following = [w for w in range(V) if row[w] > -torch.inf]
+            kept = [w for w in following if w == EOS or not repeats((*words, w), block_repeats)]
+            if words and words[-1] in bad_endings and kept != [EOS]:
+                kept = [w for w in kept if w != EOS]
+            ways += [((*words, word), score + row[word]) for word in kept]
         ways = sorted((way for way in ways if way[1] > -torch.inf), key=lambda way: -way[1])
         ends = [way for way in ways[:beams] if way[0][-1] == EOS]
         finished += [(words[:-1], score) for words, score in ends][: beams - len(finished)]
@@ -85,11 +95,16 @@ def plain_beam_search(log_probs, beams, max_words):
     max_words=st.integers(1, 6),
     eagerness=st.sampled_from([-30.0, -2.0, 0.0, 3.0]),
     spread=st.sampled_from([1.0, 10.0]),  # at 10 all the beams may come from one row
+    block_repeats=st.sampled_from([0, 0, 1, 2, 3, 9]),
+    bad_endings=st.sampled_from([(), (A,), (A, B, C)]),
 )
 def test_a_batch_finds_what_a_plain_search_finds_picture_by_picture(
-    seed, pictures, beams, max_words, eagerness, spread
+    seed, pictures, beams, max_words, eagerness, spread, block_repeats, bad_endings
 ):
-    """From pictures that end at once to such that never end, and beams wider than the words."""
+    """From pictures that end at once to such that never end, and beams wider than the words.
+
+    With 1 in `block_repeats` the three words are soon used up: then a caption ends on any word.
+    """
     torch.manual_seed(seed)
     logits = spread * torch.randn(pictures, max_words + 1, V, V)  # no two captions score the same
     logits[..., EOS] += eagerness * spread * torch.rand(pictures, 1, 1)
@@ -98,12 +113,83 @@ def test_a_batch_finds_what_a_plain_search_finds_picture_by_picture(
         (length,) = state
         return logits[image, length, tokens], (length + 1,), None
 
-    config = replace(PLAIN, beam_size=beams, max_words=max_words)
-    found = beam_search(step, (torch.zeros(pictures, dtype=torch.long),), config)
+    config = replace(PLAIN, beam_size=beams, max_words=max_words, block_repeats=block_repeats)
+    found = beam_search(step, (torch.zeros(pictures, dtype=torch.long),), config, bad_endings)
     for picture, hypotheses in enumerate(found):
-        wanted = plain_beam_search(logits[picture], beams, max_words)
+        wanted = plain_beam_search(logits[picture], beams, max_words, block_repeats, bad_endings)
         assert [tuple(h.tokens) for h in hypotheses] == [words for words, _ in wanted]
         assert [h.log_prob for h in hypotheses] == pytest.approx([s for _, s in wanted], abs=1e-4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    block_repeats=st.integers(0, 3),
+    bad_endings=st.sampled_from([(), (A,), (A, B, C)]),
+    whole_endings=st.booleans(),
+)
+def test_samples_neither_repeat_nor_break_off_and_score_as_if_all_were_allowed(
+    seed, block_repeats, bad_endings, whole_endings
+):
+    torch.manual_seed(seed)
+    logits = torch.randn(2, V, V)
+    config = DecodeConfig(
+        max_words=6, length_norm=0, sample=True, captions=20, seed=seed,
+        block_repeats=block_repeats, whole_endings=whole_endings,
+    )  # fmt: skip
+
+    def step(tokens, state, image):
+        return logits[image, tokens], state, None
+
+    found = search(step, (torch.zeros(2, 1),), config, bad_endings)
+    forbidden = bad_endings if whole_endings else ()
+    for picture, hypotheses in enumerate(found):
+        assert len(hypotheses) == 20
+        for words, log_prob in ((h.tokens, h.log_prob) for h in hypotheses):
+            assert not repeats(words, block_repeats)
+            stuck = block_repeats and all(repeats([*words, w], block_repeats) for w in (A, B, C))
+            assert len(words) == 6 or stuck or words[-1] not in forbidden
+            wanted = 0.0
+            for t, (last, word) in enumerate(zip([BOS, *words], [*words, EOS], strict=True)):
+                row = logits[picture, last].clone()
+                row[[PAD, BOS, UNK] + [EOS] * (t == 0)] = -torch.inf
+                wanted += row.log_softmax(-1)[word].item() if t < 6 else 0.0
+            assert log_prob == pytest.approx(wanted, abs=1e-4)
+
+
+LOOP = {BOS: {A: 1.0}, A: {B: 0.9, EOS: 0.1}, B: {A: 0.8, C: 0.2}, C: {A: 0.5, B: 0.4, EOS: 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (0, [A, B, A, B, A]),
+        (1, [A, B, C]),
+        (2, [A, B, A]),
+        (3, [A, B, A, B, C]),
+        (9, [A, B] * 2 + [A]),
+    ],
+)
+def test_blocked_repeats_lead_a_greedy_caption_out_of_its_loop(size, words):
+    found = beam_search(*table(LOOP), replace(PLAIN, block_repeats=size))[0][0]
+    assert found.tokens == words
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_a_caption_without_words_left_ends_on_any(sampled):
+    config = replace(PLAIN, block_repeats=1, max_words=9, sample=sampled)
+    (found,) = search(*table(LOOP), config, bad_endings=[A, B, C])[0]
+    assert sorted(found.tokens) == [A, B, C]
+
+
+def test_a_caption_does_not_end_in_the_middle_of_a_phrase_and_pays_for_going_on():
+    rows = {BOS: {A: 1.0}, A: {EOS: 0.9, B: 0.1}, B: {EOS: 1.0}}
+    whole = search(*table(rows), PLAIN, bad_endings=[A])[0][0]
+    assert whole.tokens == [A, B]
+    assert whole.log_prob == pytest.approx(torch.tensor(0.1).log().item(), abs=1e-4)
+    free = replace(PLAIN, whole_endings=False)
+    assert search(*table(rows), free, bad_endings=[A])[0][0].tokens == [A]
+    assert search(*table(rows), PLAIN)[0][0].tokens == [A]
 
 
 @pytest.mark.parametrize("sampled", [False, True])

@@ -97,3 +97,9 @@ def test_a_vocabulary_that_is_not_text_is_refused(tmp_path):
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="is not JSON"):
         Vocabulary.load(path)
+
+
+def test_words_that_want_another_are_known_by_their_ids(vocabulary: Vocabulary) -> None:
+    assert vocabulary.decode(vocabulary.bad_endings()) == ["a"]
+    words = Vocabulary([*SPECIAL, "on", "dog", "with", "the"])
+    assert words.decode(words.bad_endings()) == ["the", "with"]
