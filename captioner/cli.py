@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import time
-from argparse import ArgumentError, Namespace
+from argparse import ArgumentError, BooleanOptionalAction, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -35,8 +35,11 @@ DESCRIPTION = """Image captions from a pretrained CNN and an LSTM trained with h
   captioner score results.json --references captions_val2017.json
   captioner caption photo.jpg holiday/ --checkpoint checkpoints/flickr8k
 
+Several checkpoints caption as an ensemble: `evaluate A B C ...`, `caption ... --checkpoint A B C`.
 `captioner COMMAND --help` tells more; `python -m data_prep` prepares data, `python -m app` opens
 the web page."""
+
+CHECKPOINT_HELP = "checkpoint folder or Hub id; of several, the ensemble captions"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,9 +135,9 @@ def _evaluate(arguments: Sequence[str]) -> int:
     parser = _Parser(
         prog="captioner evaluate",
         description="Caption a split of prepared data and score the captions. "
-        "Search settings that are not given are the checkpoint's own.",
+        "Search settings that are not given are the (first) checkpoint's own.",
     )
-    parser.add_argument("checkpoint", help="checkpoint folder or Hub id")
+    parser.add_argument("checkpoint", nargs="+", help=CHECKPOINT_HELP)
     parser.add_argument("--data", required=True, help="folder made by `python -m data_prep`")
     parser.add_argument("--split", default="val", help="train, val or test")
     parser.add_argument("--out", help="write the captions as a COCO result file")
@@ -149,17 +152,17 @@ def _evaluate(arguments: Sequence[str]) -> int:
     if chosen.diversity is not None and chosen.diversity < 2:
         raise ConfigError(f"--diversity is {chosen.diversity}; it takes 2 captions or more")
 
-    from captioner.checkpoint import load
+    from captioner.ensemble import load_members
     from captioner.evaluate import evaluate
     from captioner.significance import intervals
 
     started = time.monotonic()
     report = _writable(chosen.report)
     out = _result_file(chosen.out, chosen.server)
-    checkpoint = load(chosen.checkpoint)
-    decode = _decode_settings(checkpoint.decode, chosen)
+    members = load_members(chosen.checkpoint)
+    decode = _decode_settings(members[0].decode, chosen)
     result = evaluate(
-        checkpoint,
+        members,
         chosen.data,
         chosen.split,
         decode,
@@ -169,15 +172,18 @@ def _evaluate(arguments: Sequence[str]) -> int:
         results=out,
         progress=True,
     )
-    variety = _diversity(checkpoint, result.dataset, chosen, decode) if chosen.diversity else {}
+    variety = _diversity(members, result.dataset, chosen, decode) if chosen.diversity else {}
     found = intervals(result.scores)
     _print_scores(result.scores, found, chosen.json, variety)
     if report:
         from captioner.overview import report_evaluation
 
-        named = {"checkpoint": chosen.checkpoint, "data": chosen.data, "split": chosen.split}
+        named = {"checkpoint": ", ".join(chosen.checkpoint)}
+        named |= {"data": chosen.data, "split": chosen.split}
         named |= {"beam": str(decode.beam_size), "length norm": f"{decode.length_norm:g}"}
-        report_evaluation(report, result, found, checkpoint, chosen.data, named, chosen.images)
+        if decode.block_repeats:
+            named["blocked repeats"] = f"of {decode.block_repeats} words"
+        report_evaluation(report, result, found, members, chosen.data, named, chosen.images)
     if not chosen.json:
         print(
             f"{len(result.captions):,} images of {chosen.split}, beam {decode.beam_size}, "
@@ -293,25 +299,26 @@ def _print_files(**files: Path | None) -> None:
 
 
 def _diversity(
-    checkpoint: Checkpoint, dataset: CaptionDataset, chosen: Namespace, decode: DecodeConfig
+    members: Sequence[Checkpoint],
+    dataset: CaptionDataset,
+    chosen: Namespace,
+    decode: DecodeConfig,
 ) -> dict[str, float]:
     from captioner.diversity import diversity
     from captioner.evaluate import sampled_captions
 
     several = dataclasses.replace(decode, captions=chosen.diversity, sample=True)
-    return diversity(
-        sampled_captions(checkpoint, dataset, several, limit=chosen.limit, progress=True)
-    )
+    return diversity(sampled_captions(members, dataset, several, limit=chosen.limit, progress=True))
 
 
 def _caption(arguments: Sequence[str]) -> int:
     parser = _Parser(
         prog="captioner caption",
         description="Caption pictures and folders of them. "
-        "Search settings that are not given are the checkpoint's own.",
+        "Search settings that are not given are the (first) checkpoint's own.",
     )
-    parser.add_argument("pictures", nargs="+", help="picture files and folders")
-    parser.add_argument("--checkpoint", required=True, help="checkpoint folder or Hub id")
+    parser.add_argument("pictures", nargs="*", help="picture files and folders")
+    parser.add_argument("--checkpoint", nargs="+", required=True, help=CHECKPOINT_HELP)
     parser.add_argument("--recursive", action="store_true", help="also folders inside folders")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     parser.add_argument(
@@ -335,6 +342,8 @@ def _caption(arguments: Sequence[str]) -> int:
     parser.add_argument("--top-p", type=float, help="draw from words of this probability together")
     parser.add_argument("--seed", type=int, help="of the draw")
     chosen = parser.read(arguments)
+    if not chosen.pictures:
+        raise ConfigError("no pictures; name them first: --checkpoint takes all that follow it")
 
     from captioner.images import find_pictures
     from captioner.pipeline import load
@@ -423,6 +432,14 @@ def _add_decode_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--max-words", type=int, help="a caption is cut here")
     parser.add_argument(
         "--length-norm", type=float, help="score = log-probability / length ** this"
+    )
+    parser.add_argument(
+        "--block-repeats", type=int, metavar="N", help="never the same N words twice; 0 is off"
+    )
+    parser.add_argument(
+        "--whole-endings",
+        action=BooleanOptionalAction,
+        help='no caption ends with "a", "with" and the like',
     )
 
 

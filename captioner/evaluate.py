@@ -15,6 +15,7 @@ from captioner.checkpoint import Checkpoint
 from captioner.config import DecodeConfig
 from captioner.data import CaptionDataset
 from captioner.decoder import Decoder
+from captioner.ensemble import Ensemble, members, writer
 from captioner.errors import CheckpointError
 from captioner.metrics import METRICS, Scores, check_metrics, score
 from captioner.results import write_results
@@ -33,15 +34,20 @@ class Evaluation:
 
 
 def caption_split(
-    decoder: Decoder,
+    decoder: Decoder | Ensemble,
     dataset: CaptionDataset,
     decode: DecodeConfig,
     *,
+    vocabulary: Vocabulary | None = None,
     batch_images: int = 32,
     limit: int = 0,
     progress: bool = False,
 ) -> dict[int, list[Hypothesis]]:
-    """Search captions for every picture of a split (the first `limit` if given), by image id."""
+    """Search captions for every picture of a split (the first `limit` if given), by image id.
+
+    `vocabulary` is the decoder's, if it is not that of the data.
+    """
+    bad_endings = (vocabulary or dataset.vocabulary).bad_endings()
     device = next(decoder.parameters()).device
     training = decoder.training
     decoder.eval()
@@ -52,7 +58,7 @@ def caption_split(
         for start in range(0, len(indices), batch_images):
             chosen = indices[start : start + batch_images]
             memory, state = decoder.start(dataset.features(chosen).to(device))
-            results = search(partial(decoder.step, memory), state, decode)
+            results = search(partial(decoder.step, memory), state, decode, bad_endings)
             for index, hypotheses in zip(chosen, results, strict=True):
                 found[dataset.examples[index].image_id] = hypotheses
             bar.update(len(chosen))
@@ -61,7 +67,7 @@ def caption_split(
 
 
 def evaluate(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Sequence[Checkpoint],
     data: Path | str,
     split: str,
     decode: DecodeConfig,
@@ -72,19 +78,19 @@ def evaluate(
     results: Path | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Caption a split with a checkpoint and score the best caption of each picture.
+    """Caption a split with a checkpoint, or an ensemble, and score each picture's best caption.
 
     The captions are written to `results` before they are scored, so that nothing costs them.
-    Raises CheckpointError when the data's features come from another encoder than the checkpoint's,
-    DataError when a picture of the split has no reference.
+    Raises CheckpointError when the data's features come from another encoder than the checkpoint's
+    or the members of an ensemble have no common vocabulary, DataError when a picture of the split
+    has no reference.
     """
     check_metrics(metrics, corenlp)
     dataset = CaptionDataset(data, split)
-    check_encoder(checkpoint, dataset)
-    found = caption_split(
-        checkpoint.decoder, dataset, replace(decode, captions=1), limit=limit, progress=progress
+    found = _caption_split(
+        checkpoint, dataset, replace(decode, captions=1), limit=limit, progress=progress
     )
-    captions = best_captions(found, checkpoint.vocabulary)
+    captions = best_captions(found, members(checkpoint)[0].vocabulary)
     if results is not None:
         write_results(captions, results)
     return Evaluation(
@@ -96,7 +102,7 @@ def evaluate(
 
 
 def sampled_captions(
-    checkpoint: Checkpoint,
+    checkpoint: Checkpoint | Sequence[Checkpoint],
     dataset: CaptionDataset,
     decode: DecodeConfig,
     *,
@@ -104,12 +110,33 @@ def sampled_captions(
     progress: bool = False,
 ) -> dict[int, list[str]]:
     """The texts of several captions of each picture of a split, as `decode` draws them, by id."""
-    found = caption_split(checkpoint.decoder, dataset, decode, limit=limit, progress=progress)
-    vocabulary = checkpoint.vocabulary
+    found = _caption_split(checkpoint, dataset, decode, limit=limit, progress=progress)
+    vocabulary = members(checkpoint)[0].vocabulary
     return {
         key: [" ".join(vocabulary.decode(hypothesis.tokens)) for hypothesis in hypotheses]
         for key, hypotheses in found.items()
     }
+
+
+def _caption_split(
+    checkpoint: Checkpoint | Sequence[Checkpoint],
+    dataset: CaptionDataset,
+    decode: DecodeConfig,
+    *,
+    limit: int,
+    progress: bool,
+) -> dict[int, list[Hypothesis]]:
+    found = members(checkpoint)
+    for member in found:
+        check_encoder(member, dataset)
+    return caption_split(
+        writer(found),
+        dataset,
+        decode,
+        vocabulary=found[0].vocabulary,
+        limit=limit,
+        progress=progress,
+    )
 
 
 def best_captions(

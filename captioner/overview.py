@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,16 @@ def report_evaluation(
     path: Path,
     result: Evaluation,
     intervals: Mapping[str, Interval],
-    checkpoint: Checkpoint,
+    members: Sequence[Checkpoint],
     data: Path | str,
     settings: Mapping[str, str],
     images: Path | None,
 ) -> None:
-    """Write the report of `evaluate`; photographs and attention are shown if `images` has them."""
+    """Write the report of `evaluate`; photographs and attention are shown if `images` has them.
+
+    `members` are the checkpoints that were evaluated, one or an ensemble.
+    """
+    grid, encoder = members[0].grid, members[0].encoder  # those of the data, of all of them
     examples = result.dataset.examples
     photograph = _photographs({example.image_id: example.image for example in examples}, images)
     words = {key: caption.split() for key, caption in result.captions.items()}
@@ -42,8 +46,8 @@ def report_evaluation(
         picture, weights = photograph(image), result.attention[image]
         if picture is None or weights is None or not len(weights):
             return None
-        grid = np.asarray(weights.float()).reshape(-1, checkpoint.grid, checkpoint.grid)
-        return sheet(seen(picture, checkpoint.encoder), words[image], grid)
+        looks = np.asarray(weights.float()).reshape(-1, grid, grid)
+        return sheet(seen(picture, encoder), words[image], looks)
 
     write_report(
         path,
@@ -57,7 +61,7 @@ def report_evaluation(
         training_captions=_training_captions(data),
         settings={
             **settings,
-            "decoder": f"{checkpoint.model.decoder} on {checkpoint.encoder.name}",
+            "decoder": f"{' + '.join(m.model.decoder for m in members)} on {encoder.name}",
             "date": _today(),
         },
     )

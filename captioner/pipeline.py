@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import islice
@@ -14,10 +14,10 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from captioner import checkpoint as checkpoints
 from captioner.checkpoint import Checkpoint
 from captioner.config import DecodeConfig
 from captioner.encoder import Encoder
+from captioner.ensemble import load_members, looking, members, writer
 from captioner.errors import ConfigError
 from captioner.images import ImageSource, open_image
 from captioner.search import Hypothesis, search
@@ -37,14 +37,26 @@ class Caption:
 
 
 class Captioner:
-    """A decoder with its encoder, made by `load`."""
+    """A decoder with its encoder, or an ensemble of them, made by `load`.
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device | str = "cpu"):
-        self.checkpoint = checkpoint
+    Members of an ensemble with the same encoder share it; `checkpoint` is the first of them.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint | Sequence[Checkpoint], device: torch.device | str = "cpu"
+    ):
+        self._members = members(checkpoint)
+        self.checkpoint = self._members[0]
         self.device = torch.device(device)
-        self.encoder = Encoder(checkpoint.encoder, checkpoint.encoder_state).to(self.device)
-        self.decoder = checkpoint.decoder.to(self.device)
-        self.vocabulary = checkpoint.vocabulary
+        self._encoders = {
+            member.encoder: Encoder(member.encoder, member.encoder_state).to(self.device)
+            for member in {member.encoder: member for member in self._members}.values()
+        }
+        looks = looking(self._members)
+        self._grid = looks.grid
+        self.encoder = self._encoders[looks.encoder]
+        self.decoder = writer(self._members).to(self.device)
+        self.vocabulary = self.checkpoint.vocabulary
 
     @property
     def decode(self) -> DecodeConfig:
@@ -83,16 +95,22 @@ class Captioner:
     @torch.inference_mode()
     def search(self, pictures: list[ImageSource], decode: DecodeConfig) -> list[list[Caption]]:
         """Captions of each picture of one batch, best first."""
-        pixels = torch.stack([self.encoder.preprocess(open_image(p)) for p in pictures])
-        memory, state = self.decoder.start(self.encoder(pixels.to(self.device)))
-        found = search(partial(self.decoder.step, memory), state, decode)
+        images = [open_image(picture) for picture in pictures]
+        features = {
+            config: encoder(torch.stack([encoder.preprocess(i) for i in images]).to(self.device))
+            for config, encoder in self._encoders.items()
+        }
+        own = [features[member.encoder] for member in self._members]  # (B, L, D) each
+        memory, state = self.decoder.start(*own)
+        step = partial(self.decoder.step, memory)
+        found = search(step, state, decode, self.vocabulary.bad_endings())
         return [[self._caption(hypothesis) for hypothesis in group] for group in found]
 
     def _caption(self, hypothesis: Hypothesis) -> Caption:
         words = tuple(self.vocabulary.decode(hypothesis.tokens))
         attention = None
         if hypothesis.attention is not None:
-            side = self.checkpoint.grid
+            side = self._grid
             attention = hypothesis.attention.float().numpy().reshape(len(words), side, side)
         return Caption(" ".join(words), words, hypothesis.score, attention)
 
@@ -104,9 +122,11 @@ class Captioner:
         return replace(self.decode, **settings)
 
 
-def load(path: Path | str, device: torch.device | str = "cpu") -> Captioner:
-    """A Captioner from a checkpoint folder or a Hugging Face Hub id.
+def load(path: Path | str | Sequence[Path | str], device: torch.device | str = "cpu") -> Captioner:
+    """A Captioner from a checkpoint folder or a Hugging Face Hub id; of several, their ensemble.
 
-    Raises CheckpointError when there is none, or it is damaged or of another version.
+    Raises CheckpointError when there is none, it is damaged or of another version, or the members
+    of an ensemble do not have the same vocabulary.
     """
-    return Captioner(checkpoints.load(path), device)
+    paths = [path] if isinstance(path, Path | str) else path
+    return Captioner(load_members(paths), device)
