@@ -72,6 +72,7 @@ class TrainConfig:
         sharpen: factor on the logits of `start`. Label smoothing leaves a decoder that draws far
             worse captions than it finds; 2 brings its draws near them, and learning from there.
         samples: captions drawn of each picture (self_critical).
+        reward_bleu: weight of BLEU-4 beside CIDEr-D in what a drawn caption is worth.
         baseline: what is usual: the mean of a picture's other draws, or its greedy caption.
         epochs: passes over the training captions.
         batch_images: pictures in a batch, each with all its captions.
@@ -111,6 +112,7 @@ class TrainConfig:
     start: str = ""
     sharpen: float = 1.0
     samples: int = 5
+    reward_bleu: float = 0.0
     baseline: Literal["mean", "greedy"] = "mean"
     epochs: int = 30
     batch_images: int = 16
@@ -157,7 +159,7 @@ class TrainConfig:
         _check(
             self,
             "captions_per_image warmup_steps plateau_patience clip weight_decay "
-            "attention_penalty encoder_blocks eval_images patience threads",
+            "attention_penalty reward_bleu encoder_blocks eval_images patience threads",
             lambda v: v >= 0,
             ">= 0",
         )

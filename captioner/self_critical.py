@@ -29,20 +29,22 @@ class Drawn:
 
     batch: Batch
     weights: Tensor  # (tokens,) how much better than its baseline the caption of a token is
-    reward: float  # mean CIDEr-D
+    reward: float  # the mean
 
 
 class SelfCritical:
-    """Draws captions of training pictures and weighs them by CIDEr-D against a baseline."""
+    """Draws captions of training pictures and weighs their rewards against a baseline.
+
+    The reward is CIDEr-D, plus `reward_bleu` times the caption's own BLEU-4.
+    """
 
     def __init__(self, data: CaptionDataset, settings: TrainConfig):
         self._vocabulary, self._settings = data.vocabulary, settings
-        self._cider = CiderD(
-            {
-                number: [" ".join([*tokenize(caption), END]) for caption in example.captions]
-                for number, example in enumerate(data.examples)
-            }
-        )
+        self._references = [
+            [" ".join([*tokenize(caption), END]) for caption in example.captions]
+            for example in data.examples
+        ]
+        self._cider = CiderD(dict(enumerate(self._references)))
 
     @torch.no_grad()
     def draw(self, decoder: Decoder, batch: Batch, seed: int) -> Drawn:
@@ -85,7 +87,20 @@ class SelfCritical:
     def _captions(self, step: Step, state: State, decode: DecodeConfig) -> list[list[list[int]]]:
         return [[found.tokens for found in own] for own in search(step, state, decode)]
 
-    def _reward(self, picture: int, caption: Sequence[int]) -> float:
-        words = self._vocabulary.decode(caption)
-        ended = len(caption) < self._settings.max_words
-        return self._cider.score(picture, [*words, END] if ended else words)
+    def _reward(self, picture: int, tokens: Sequence[int]) -> float:
+        words = self._vocabulary.decode(tokens)
+        if len(tokens) < self._settings.max_words:
+            words = [*words, END]
+        reward = self._cider.score(picture, words)
+        if self._settings.reward_bleu:
+            bleu = _bleu(" ".join(words), self._references[picture])
+            reward += self._settings.reward_bleu * bleu
+        return reward
+
+
+def _bleu(caption: str, references: Sequence[str]) -> float:
+    """BLEU-4 of one caption, unsmoothed, as pycocoevalcap has it for each image."""
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+    _, by_caption = BleuScorer(caption, references, 4).compute_score("closest")
+    return float(by_caption[3][0])

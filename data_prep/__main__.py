@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from captioner.config import EncoderConfig
@@ -22,14 +23,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     started = time.monotonic()
     try:
         args = parser().parse_args(argv)
-        encoder = EncoderConfig(
-            args.encoder, args.encoder_weights, args.resize, args.image_size, args.grid
-        )
+        encoder, encoder_state = _encoder(args)
         with logging_redirect_tqdm():  # a warning does not tear the progress bar
             report = build(
                 _records(args),
                 args.out,
                 encoder,
+                encoder_state=encoder_state,
                 min_count=args.min_count,
                 mirror=args.mirror,
                 batch_size=args.batch_size,
@@ -43,6 +43,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(*report.lines(), sep="\n")
     print(f"written to {args.out} in {time.monotonic() - started:,.0f} s")
     return 0
+
+
+def _encoder(args: argparse.Namespace) -> tuple[EncoderConfig, Mapping[str, Tensor] | None]:
+    """The CNN that the options name, and its weights where a checkpoint brings them."""
+    if args.encoder_of:
+        from captioner.checkpoint import load
+
+        checkpoint = load(args.encoder_of)
+        return checkpoint.encoder, checkpoint.encoder_state
+    return EncoderConfig(
+        args.encoder, args.encoder_weights, args.resize, args.image_size, args.grid
+    ), None
 
 
 def _records(args: argparse.Namespace) -> list[Record]:

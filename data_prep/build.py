@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,6 +67,7 @@ def build(
     out: Path,
     encoder_config: EncoderConfig,
     *,
+    encoder_state: Mapping[str, Tensor] | None = None,
     min_count: int = 5,
     mirror: bool = False,
     batch_size: int = 16,
@@ -76,7 +77,8 @@ def build(
 
     Can be interrupted at any moment and called again with the same arguments: pictures already
     encoded are kept, unreadable ones are tried again. Unreadable pictures and pictures without
-    captions are left out and reported. Raises DataError when nothing is left to train on, `out`
+    captions are left out and reported. `encoder_state` holds the weights of a CNN that was trained
+    here. Raises DataError when nothing is left to train on, `out`
     cannot be written or its disk is full; ConfigError for an unusable encoder.
     """
     report = Report(notes=list(notes))
@@ -93,7 +95,7 @@ def build(
             f"none of the {len(kept):,} pictures was found, for one {kept[0].path}; "
             "give the folder that holds them as --images"
         )
-    encoder = Encoder(encoder_config)
+    encoder = Encoder(encoder_config, encoder_state)
     shape = (1 + mirror, encoder.cells, encoder.dim)
     store = FeatureStore.create(out, [record.key for record in kept], shape, encoder_config)
     try:

@@ -109,6 +109,8 @@ def _add_shared(
         help="side of the square in pixels; 0 is the CNN's own (%(default)s)")  # fmt: skip
     add("--grid", type=_at_least(0), default=0, metavar="N",
         help="cells along each side of the features; 0 is the CNN's own (%(default)s)")  # fmt: skip
+    add("--encoder-of", metavar="CHECKPOINT",
+        help="the CNN of a checkpoint, trained or not, instead of the five above")  # fmt: skip
     add("--min-count", type=_at_least(1), default=5, metavar="N",
         help="words seen less often in training are unknown (%(default)s)")  # fmt: skip
     add("--batch-size", type=_at_least(1), default=16, metavar="N",

@@ -83,6 +83,32 @@ def test_with_the_greedy_baseline_a_caption_is_compared_with_the_likeliest(data)
         torch.testing.assert_close(of_picture, of_picture[:1].expand(3), atol=1e-5, rtol=0)
 
 
+def test_bleu_may_count_beside_cider(data):
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    batch, decoder = next(data.batches(4, max_words=5)), a_decoder(data)
+    plain, mixed = (
+        SelfCritical(data, replace(SETTINGS, reward_bleu=weight)).draw(decoder, batch, 1)
+        for weight in (0.0, 2.0)
+    )
+    assert torch.equal(plain.batch.targets, mixed.batch.targets)
+    written = {
+        number: [" ".join([*tokenize(caption), END]) for caption in example.captions]
+        for number, example in enumerate(data.examples)
+    }
+    perfect = SelfCritical(data, replace(SETTINGS, reward_bleu=2.0, max_words=30))
+    cider = SelfCritical(data, replace(SETTINGS, max_words=30))
+    for picture, example in enumerate(data.examples):
+        for other, tokens in enumerate(data.tokens):
+            bleu = Bleu(4).compute_score(
+                {0: written[picture]}, {0: [" ".join([*data.vocabulary.decode(tokens[0]), END])]},
+                verbose=0,
+            )[0][3]  # fmt: skip
+            gained = perfect._reward(picture, tokens[0]) - cider._reward(picture, tokens[0])
+            assert gained == pytest.approx(2 * bleu, abs=1e-9)
+            assert (bleu > 0.99) == (example.captions[0] == data.examples[other].captions[0])
+
+
 def test_a_seed_repeats_its_draws_and_another_makes_others(data):
     batch, critic = next(data.batches(6, max_words=5)), SelfCritical(data, SETTINGS)
     first, same, other = (critic.draw(a_decoder(data), batch, seed) for seed in (1, 1, 2))
@@ -122,7 +148,7 @@ def test_training_starts_from_a_checkpoint_of_the_same_shape_only(tmp_path):
     settings = replace(config.train, start=str(tmp_path / "checkpoint"), average=0.9)
     other_dropout = replace(config.model, dropout=0.3)
     run = prepare(replace(config, train=settings, model=other_dropout), resume=False)
-    for part in (run.decoder, run.validated):
+    for part in (run.decoder, run.validated.decoder):
         for ours, theirs in zip(part.parameters(), decoder.parameters(), strict=True):
             assert torch.equal(ours, theirs)
     sharper = replace(settings, sharpen=2.0)
