@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python
 
-.PHONY: setup demo app train-toy test check lock clean
+.PHONY: setup demo app train-toy flickr8k test check lock clean
 
 setup: .venv/.ready
 
@@ -34,6 +34,23 @@ train-toy: setup
 	$(BIN)/captioner train --config configs/toy.yaml
 	$(BIN)/captioner evaluate runs/toy/best --data data/toy --split val
 	$(BIN)/captioner caption data/toy/images/toy0_00000.jpg --checkpoint runs/toy/best
+
+# The shipped checkpoint, from the photographs to the scores; what is done is not done again.
+# FLICKR8K is a folder with dataset_flickr8k.json and images/.
+FLICKR8K ?= flickr8k
+PREPARE = $(RUN) -m data_prep karpathy --dataset $(FLICKR8K)/dataset_flickr8k.json \
+	--images $(FLICKR8K)/images --mirror
+# A phase that was begun goes on, one that is done says so.
+PHASE = $(BIN)/captioner train --images $(FLICKR8K)/images --config configs/$(1).yaml \
+	$$(test -f runs/$(1)/state.pt && echo --resume)
+
+flickr8k: setup
+	$(PREPARE) --out data/flickr8k
+	$(call PHASE,flickr8k)
+	$(call PHASE,flickr8k_finetune)
+	$(PREPARE) --out data/flickr8k_finetuned --encoder-of runs/flickr8k_finetune/best
+	$(call PHASE,flickr8k_self_critical)
+	$(BIN)/captioner evaluate runs/flickr8k_self_critical/best --data data/flickr8k_finetuned
 
 app: setup
 	$(RUN) -m app --checkpoint checkpoints/flickr8k
