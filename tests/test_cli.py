@@ -12,7 +12,7 @@ from PIL import Image
 from tiny import CAPTIONS, MODEL
 
 import captioner
-from captioner.checkpoint import Checkpoint, save
+from captioner.checkpoint import Checkpoint, load, save
 from captioner.cli import main
 from captioner.config import DecodeConfig, EncoderConfig
 from captioner.decoder import make_decoder
@@ -83,6 +83,24 @@ def test_json_alternatives_and_the_attention_picture(untrained, capsys, tmp_path
     drawn = np.asarray(Image.open(tmp_path / "look" / "cat.png").convert("L"))
     assert min(drawn.shape) > 200
     assert (drawn < 200).mean() > 0.3  # photographs, not an empty page
+
+
+def test_repeats_and_endings_in_the_middle_of_a_phrase_are_settings(untrained, capsys, tmp_path):
+    ending = load(untrained)
+    biases = {"<end>": 50.0, "a": 40.0, "cat": 30.0}  # after any word it would rather end
+    for word, bias in biases.items():
+        ending.decoder.out.bias.data[ending.vocabulary.words.index(word)] = bias
+    save(ending, tmp_path / "ending")
+    common = ["caption", CAT, "--beam-size", "1", "--checkpoint", str(tmp_path / "ending")]
+    for options, caption in (
+        (["--no-whole-endings"], "a"),
+        (["--whole-endings", "--max-words", "4"], "a a a a"),
+        (["--block-repeats", "1"], "a cat"),
+        (["--block-repeats", "2"], "a a cat"),
+    ):
+        assert main([*common, *options]) == 0
+        assert capsys.readouterr().out.strip() == caption
+    assert "block_repeats is -1" in fails(capsys, *common, "--block-repeats", "-1")
 
 
 def test_samples_repeat_with_their_seed(untrained, capsys):

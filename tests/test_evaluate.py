@@ -1,6 +1,7 @@
 """Evaluating a checkpoint on prepared data."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from tiny import CAPTIONS, CELLS, DIM, MODEL, make_data
 
 from captioner.checkpoint import Checkpoint
 from captioner.config import DecodeConfig, EncoderConfig
+from captioner.data import CaptionDataset
 from captioner.decoder import make_decoder
 from captioner.errors import CheckpointError, DataError, MetricError
-from captioner.evaluate import evaluate
+from captioner.evaluate import evaluate, sampled_captions
 from captioner.vocabulary import Vocabulary
 
 WORDS = Vocabulary.build(CAPTIONS, 1)
@@ -54,6 +56,20 @@ def test_a_metric_that_cannot_be_computed_is_known_before_the_work(tmp_path):
     with pytest.raises(MetricError, match="SPICE needs a folder"):
         evaluate(untrained(), data, "val", BEAM, metrics=("SPICE",), results=out)
     assert not out.exists()
+
+
+def test_captions_end_whole_by_the_words_of_the_checkpoint_not_of_the_data(tmp_path):
+    data = make_data(tmp_path / "data")
+    turned = Vocabulary([*WORDS.words[:4], *reversed(WORDS.words[4:])])
+    turned.save(data / "vocabulary.json")
+    dataset = CaptionDataset(data, "val")
+    ending = untrained()
+    for word, bias in {"<end>": 50.0, "a": 40.0, "cat": 30.0}.items():
+        ending.decoder.out.bias.data[WORDS.words.index(word)] = bias
+    decode = replace(BEAM, beam_size=1, block_repeats=1)
+    assert all(texts == ["a cat"] for texts in sampled_captions(ending, dataset, decode).values())
+    free = replace(decode, whole_endings=False)
+    assert all(texts == ["a"] for texts in sampled_captions(ending, dataset, free).values())
 
 
 def test_features_of_another_encoder_are_refused(tmp_path):
