@@ -35,7 +35,7 @@ DESCRIPTION = """Image captions from a pretrained CNN and an LSTM trained with h
   captioner score results.json --references captions_val2017.json
   captioner caption photo.jpg holiday/ --checkpoint checkpoints/flickr8k
 
-Several checkpoints caption as an ensemble: `evaluate A B C ...`, `caption ... --checkpoint A B C`.
+Several checkpoints caption as an ensemble: `evaluate A B`, `caption --checkpoint A --checkpoint B`.
 `captioner COMMAND --help` tells more; `python -m data_prep` prepares data, `python -m app` opens
 the web page."""
 
@@ -317,8 +317,8 @@ def _caption(arguments: Sequence[str]) -> int:
         description="Caption pictures and folders of them. "
         "Search settings that are not given are the (first) checkpoint's own.",
     )
-    parser.add_argument("pictures", nargs="*", help="picture files and folders")
-    parser.add_argument("--checkpoint", nargs="+", required=True, help=CHECKPOINT_HELP)
+    parser.add_argument("pictures", nargs="+", help="picture files and folders")
+    parser.add_argument("--checkpoint", action="append", required=True, help=CHECKPOINT_HELP)
     parser.add_argument("--recursive", action="store_true", help="also folders inside folders")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     parser.add_argument(
@@ -342,8 +342,6 @@ def _caption(arguments: Sequence[str]) -> int:
     parser.add_argument("--top-p", type=float, help="draw from words of this probability together")
     parser.add_argument("--seed", type=int, help="of the draw")
     chosen = parser.read(arguments)
-    if not chosen.pictures:
-        raise ConfigError("no pictures; name them first: --checkpoint takes all that follow it")
 
     from captioner.images import find_pictures
     from captioner.pipeline import load

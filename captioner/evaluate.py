@@ -160,5 +160,5 @@ def check_encoder(checkpoint: Checkpoint, dataset: CaptionDataset) -> None:
     if ours != theirs:
         raise CheckpointError(
             f"the checkpoint was trained on features of {ours}, but the data has features of "
-            f"{theirs}; prepare the data with the checkpoint's encoder"
+            f"{theirs}; prepare the data with the checkpoint's encoder (data_prep --encoder-of)"
         )
