@@ -1,0 +1,87 @@
+"""The captioning study's data: fewer pictures, and a coarser grid of features."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from captioner.data import read_examples
+from captioner.errors import ConfigError
+from captioner.features import FeatureStore
+from captioner.files import write_text
+from captioner.vocabulary import Vocabulary
+
+_AT_ONCE = 64  # pictures pooled
+
+
+def make_data(
+    source: Path,
+    out: Path,
+    *,
+    pictures: int,
+    validation: int,
+    grid: int,
+    mirror: bool,
+    min_count: int = 5,
+) -> Path:
+    """The first pictures of two splits, their features averaged down to grid x grid cells.
+
+    With `mirror` the mirrored views come along; words that these training captions hold `min_count`
+    times make the vocabulary. Made once: a finished folder of the same sizes under `out` is taken
+    as it is. Raises ConfigError when the source has fewer pictures or cells.
+    """
+    folder = out / f"data-{pictures}-{validation}-{grid}x{grid}{'-mirror' * mirror}"
+    with locked(folder.with_suffix(".lock"), wait=True):
+        if (folder / "examples.json").exists():
+            return folder
+        store, everything = FeatureStore(source), read_examples(source)
+        side = math.isqrt(store.cells)
+        if side**2 != store.cells or grid > side:
+            raise ConfigError(f"{source} has {store.cells} cells: no grid of {grid} x {grid}")
+        chosen, views = [], store.views if mirror else 1
+        for split, number in (("train", pictures), ("val", validation)):
+            of_split = [example for example in everything if example.split == split]
+            if len(of_split) < number:
+                raise ConfigError(f"{source} has {len(of_split)} pictures of {split}, not {number}")
+            chosen += of_split[:number]
+        folder.mkdir(exist_ok=True)
+        small = FeatureStore.create(
+            folder,
+            [example.image for example in chosen],
+            (views, grid**2, store.dim),
+            replace(store.encoder, grid=grid),
+        )
+        for start in range(0, len(chosen), _AT_ONCE):
+            rows = [example.row for example in chosen[start : start + _AT_ONCE]]
+            features = torch.from_numpy(store.values[rows, :views]).float()  # (B, views, L, D)
+            cells = features.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
+            pooled = F.adaptive_avg_pool2d(cells, grid).flatten(2).transpose(1, 2)
+            small.write(
+                range(start, start + len(rows)), pooled.unflatten(0, features.shape[:2]).numpy()
+            )
+        captions = [text for example in chosen[:pictures] for text in example.captions]
+        Vocabulary.build(captions, min_count=min_count).save(folder / "vocabulary.json")
+        examples = [asdict(replace(example, row=row)) for row, example in enumerate(chosen)]
+        write_text(folder / "examples.json", json.dumps(examples))  # last: the folder is complete
+    return folder
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool) -> Iterator[bool]:
+    """Whether this process alone holds the file; the lock of a process that died is free."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True

@@ -1,0 +1,294 @@
+"""What the trials of the captioning study gave, as tables, CSV files and a picture."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+
+from benchmarks.captioning_trials import BASE, PLAIN, Outcome
+
+REACHED = 0.95  # of the best plain score
+COLUMNS = (
+    "panel", "setting", "trials", "CIDEr best", "CIDEr last", "val loss", "to 95 %", "diverged",
+    "s/epoch", "CPU s/epoch", "difference", "against",
+)  # fmt: skip
+_LEFT = ("panel", "setting", "against")
+
+
+@dataclass(frozen=True)
+class Row:
+    """The trials of one setting together; scores are those of trials that did not diverge.
+
+    Means and deviations (of the sample) over seeds; NaN where there is nothing to tell.
+    """
+
+    panel: str
+    setting: str
+    against: str
+    trials: int
+    diverged: int
+    best: tuple[float, float]  # CIDEr of the best epoch
+    last: tuple[float, float]  # of the last epoch
+    val_loss: tuple[float, float]  # the lowest of a trial, nats a token
+    epochs_to: Sequence[float | None]  # to REACHED of the best plain score; None: never
+    seconds: float  # an epoch
+    cpu_seconds: float  # an epoch, without Java
+    differences: Sequence[float]  # of the best CIDEr, to `against` of the same seed
+
+
+def rows(outcomes: Sequence[Outcome]) -> list[Row]:
+    """A row for each panel and setting, in order of appearance."""
+    targets = plain_targets(outcomes)
+    keys = dict.fromkeys((o.trial.panel, o.trial.setting) for o in outcomes)
+    result = []
+    for panel, setting in keys:
+        all_of_it = [o for o in outcomes if (o.trial.panel, o.trial.setting) == (panel, setting)]
+        group = [outcome for outcome in all_of_it if not outcome.diverged]
+        target = targets.get(all_of_it[0].trial.family, math.nan)
+        result.append(
+            Row(
+                panel=panel,
+                setting=setting,
+                against=all_of_it[0].trial.against,
+                trials=len(all_of_it),
+                diverged=len(all_of_it) - len(group),
+                best=_mean_deviation([best_cider(outcome) for outcome in group]),
+                last=_mean_deviation([outcome.epochs[-1]["cider"] for outcome in group]),
+                val_loss=_mean_deviation(
+                    [min(entry["val_loss"] for entry in outcome.epochs) for outcome in group]
+                ),
+                epochs_to=[epochs_to_reach(ciders(outcome), target) for outcome in group],
+                seconds=_mean([seconds_an_epoch(outcome) for outcome in group]),
+                cpu_seconds=_mean([outcome.cpu_seconds for outcome in group]),
+                differences=_differences(group, outcomes),
+            )
+        )
+    return result
+
+
+def plain_targets(outcomes: Sequence[Outcome]) -> dict[str, float]:
+    """The score each family is to reach: REACHED of the best of its plain mean curves."""
+    targets: dict[str, float] = {}
+    plain = [o for o in outcomes if o.trial.setting in (PLAIN, BASE) and not o.diverged]
+    for panel in dict.fromkeys(outcome.trial.panel for outcome in plain):
+        curves = [outcome for outcome in plain if outcome.trial.panel == panel]
+        mean = [fmean(epoch) for epoch in zip(*map(ciders, curves), strict=False)]
+        family = curves[0].trial.family
+        targets[family] = max(targets.get(family, 0.0), REACHED * max(mean))
+    return targets
+
+
+def epochs_to_reach(curve: Sequence[float], target: float) -> float | None:
+    """Epochs until the curve, 0 at the start and straight between epochs, reaches the target."""
+    before = 0.0
+    for number, score in enumerate(curve):
+        if score >= target:
+            return number + (target - before) / (score - before)
+        before = score
+    return None
+
+
+def ciders(outcome: Outcome) -> list[float]:
+    """Validation CIDEr of each epoch."""
+    return [entry["cider"] for entry in outcome.epochs]
+
+
+def best_cider(outcome: Outcome) -> float:
+    """CIDEr of the best epoch: that of the checkpoint a run keeps."""
+    return max(ciders(outcome))
+
+
+def seconds_an_epoch(outcome: Outcome) -> float:
+    """Mean time of an epoch, validation and all."""
+    return outcome.epochs[-1]["seconds"] / len(outcome.epochs)
+
+
+def table(found: Sequence[Row]) -> str:
+    """One line a row."""
+    return _align(COLUMNS, [_cells(row) for row in found])
+
+
+def pooled_table(outcomes: Sequence[Outcome]) -> str:
+    """Each setting's paired differences of all panels together, where there are several panels."""
+    lines = []
+    for setting in dict.fromkeys(outcome.trial.setting for outcome in outcomes):
+        group = [o for o in outcomes if o.trial.setting == setting and not o.diverged]
+        differences = _differences(group, outcomes)
+        if differences:
+            higher = sum(difference > 0 for difference in differences)
+            lines.append(
+                (setting, group[0].trial.against, _difference(differences), str(len(differences)),
+                 str(higher))
+            )  # fmt: skip
+    return _align(("setting", "against", "difference", "pairs", "higher"), lines)
+
+
+def write_trials(outcomes: Sequence[Outcome], path: Path) -> None:
+    """A line for each trial: its settings and what it gave."""
+    targets = plain_targets(outcomes)
+    entries = []
+    for outcome in outcomes:
+        trial, scored = outcome.trial, bool(outcome.epochs)
+        model, train = asdict(trial.config.model), asdict(trial.config.train)
+        entries.append(
+            {
+                "panel": trial.panel,
+                "setting": trial.setting,
+                "against": trial.against,
+                "seed": trial.seed,
+                "data": Path(trial.config.data).name,
+                **{name: model[name] for name in ("decoder", "hidden_dim", "dropout")},
+                **{
+                    name: train[name]
+                    for name in (
+                        "learning_rate", "epochs", "captions_per_image", "detach_prob",
+                        "detach_attention", "label_smoothing", "average", "scheduled_sampling",
+                        "attention_penalty", "mirror",
+                    )
+                },
+                "cider_best": best_cider(outcome) if scored else None,
+                "cider_last": outcome.epochs[-1]["cider"] if scored else None,
+                "val_loss": min(e["val_loss"] for e in outcome.epochs) if scored else None,
+                "epochs_to_95": epochs_to_reach(
+                    ciders(outcome), targets.get(trial.family, math.nan)
+                ),
+                "diverged": outcome.diverged,
+                "seconds_an_epoch": seconds_an_epoch(outcome) if scored else None,
+                "cpu_seconds_an_epoch": outcome.cpu_seconds,
+                "finished": outcome.machine["date"],
+            }
+        )  # fmt: skip
+    _write_csv(entries, path)
+
+
+def write_epochs(outcomes: Sequence[Outcome], path: Path) -> None:
+    """A line for each epoch of each trial."""
+    entries = [
+        {"panel": o.trial.panel, "setting": o.trial.setting, "seed": o.trial.seed, **entry}
+        for o in outcomes
+        for entry in o.epochs
+    ]
+    _write_csv(entries, path)
+
+
+def draw_curves(outcomes: Sequence[Outcome], note: str, path: Path) -> None:
+    """CIDEr over the epochs, a panel each: mean line, and band of the deviation over seeds."""
+    from matplotlib.figure import Figure  # no global state, works without a display
+
+    scored = [outcome for outcome in outcomes if not outcome.diverged]
+    panels = list(dict.fromkeys(outcome.trial.panel for outcome in scored))
+    columns = min(2, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(5 * columns, 0.6 + 3.4 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        of_panel = [outcome for outcome in scored if outcome.trial.panel == panel]
+        for setting in dict.fromkeys(outcome.trial.setting for outcome in of_panel):
+            curves = [ciders(o) for o in of_panel if o.trial.setting == setting]
+            spread = [_mean_deviation(epoch) for epoch in zip(*curves, strict=False)]
+            numbers = list(range(1, len(spread) + 1))
+            style = "k-" if setting == PLAIN else "--" if "," in setting else "-"
+            (line,) = axes.plot(numbers, [m for m, _ in spread], style, marker=".", label=setting)
+            low, high = ([m + sign * (d if d == d else 0) for m, d in spread] for sign in (-1, 1))
+            axes.fill_between(numbers, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+        axes.set(title=panel)
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(fontsize=8)
+    figure.supxlabel("epoch")
+    figure.supylabel("CIDEr of greedy validation captions")
+    figure.suptitle(note, fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def draw_differences(found: Sequence[Row], note: str, path: Path) -> None:
+    """Each setting's paired differences: a dot a seed, and their mean."""
+    from matplotlib.figure import Figure  # no global state, works without a display
+
+    compared = [row for row in found if row.differences]
+    figure = Figure(figsize=(8, 1 + 0.35 * max(len(compared), 2)), layout="constrained")
+    axes = figure.subplots()
+    for place, row in enumerate(compared):
+        axes.plot(row.differences, [place] * len(row.differences), "o", color="tab:blue", alpha=0.5)
+        axes.plot([fmean(row.differences)], [place], "k|", markersize=14)
+    axes.set_yticks(range(len(compared)), [row.setting for row in compared])
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.grid(alpha=0.3, axis="x")
+    axes.set(xlabel="difference of the best CIDEr to the recipe of the same seed")
+    figure.suptitle(note, fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def _differences(group: Sequence[Outcome], outcomes: Sequence[Outcome]) -> list[float]:
+    """Best CIDEr less that of the same panel and seed at the setting it is compared with."""
+    scores = {
+        (o.trial.panel, o.trial.setting, o.trial.seed): best_cider(o)
+        for o in outcomes
+        if not o.diverged
+    }
+    pairs = [(best_cider(o), scores.get((o.trial.panel, o.trial.against, o.trial.seed)))
+             for o in group if o.trial.setting != o.trial.against]  # fmt: skip
+    return [score - other for score, other in pairs if other is not None]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    reached = [epochs for epochs in row.epochs_to if epochs is not None]
+    share = (
+        "" if len(reached) == len(row.epochs_to) else f" ({len(reached)} of {len(row.epochs_to)})"
+    )
+    return (
+        row.panel,
+        row.setting,
+        str(row.trials),
+        _spread(row.best),
+        _spread(row.last),
+        _spread(row.val_loss),
+        f"{fmean(reached):.1f}{share}" if reached else "never",
+        str(row.diverged),
+        f"{row.seconds:.1f}",
+        f"{row.cpu_seconds:.1f}",
+        _difference(row.differences) if row.differences else "-",
+        row.against if row.differences else "-",
+    )
+
+
+def _difference(values: Sequence[float]) -> str:
+    """Mean and its standard error."""
+    mean, deviation = _mean_deviation(values)
+    return f"{mean:+.3f} ± {deviation / math.sqrt(len(values)):.3f}"
+
+
+def _spread(figures: tuple[float, float]) -> str:
+    return f"{figures[0]:.3f} ± {figures[1]:.3f}"
+
+
+def _mean_deviation(values: Sequence[float]) -> tuple[float, float]:
+    return _mean(values), stdev(values) if len(values) > 1 else math.nan
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else math.nan
+
+
+def _align(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    everything = [head, *lines]
+    widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if name in _LEFT else cell.rjust(width)
+            for cell, width, name in zip(line, widths, head, strict=True)
+        ).rstrip()
+        for line in everything
+    )
+
+
+def _write_csv(entries: Sequence[dict[str, object]], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, entries[0].keys() if entries else [])
+        writer.writeheader()
+        writer.writerows(entries)

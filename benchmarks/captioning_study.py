@@ -1,0 +1,220 @@
+"""The command `python -m benchmarks.captioning_study`: what h-detach and the recipe's parts add."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.captioning_data import make_data
+from benchmarks.captioning_report import (
+    best_cider,
+    draw_curves,
+    draw_differences,
+    pooled_table,
+    rows,
+    table,
+    write_epochs,
+    write_trials,
+)
+from benchmarks.captioning_trials import (
+    FINE_GRID,
+    INGREDIENTS,
+    Outcome,
+    Trial,
+    base_config,
+    detach_plan,
+    ingredients_plan,
+    read_outcome,
+    run_trial,
+)
+from benchmarks.report import machine
+from captioner.arguments import Parser
+from captioner.decoder import DECODERS
+from captioner.errors import CaptionerError, ConfigError
+
+_ATTENDS = "show_attend_tell"
+_NAMES = (*(name for name, _, _ in INGREDIENTS), FINE_GRID)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        args = _parser().parse_args(given)
+        command = shlex.join(["python", "-m", "benchmarks.captioning_study", *given])
+        outcomes = _detach(args) if args.study == "detach" else _ingredients(args)
+        _tell(args, outcomes, machine(command, torch.device("cpu")))
+    except CaptionerError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _detach(args: argparse.Namespace) -> list[Outcome]:
+    """Every combination; then, where there is attention, the best p with its query detached too."""
+    data = _data(args, args.grid, mirror=False)
+    base = base_config(
+        data, args.out / "detach", size=args.size, epochs=args.epochs, recipe=False,
+        captions=args.captions, rate=args.rates[0],
+    )  # fmt: skip
+    trials = detach_plan(
+        base, decoders=args.decoders, rates=args.rates, probs=args.probs, seeds=args.seeds
+    )
+    outcomes = _run(trials, args)
+    best = best_prob(outcomes)
+    if best and len(outcomes) == len(trials):
+        also = detach_plan(
+            base, decoders=[_ATTENDS], rates=args.rates, probs=[best], seeds=args.seeds,
+            detach_attention=True,
+        )  # fmt: skip
+        outcomes += _run(also, args)
+    return outcomes
+
+
+def best_prob(outcomes: Sequence[Outcome]) -> float:
+    """The p of the highest mean CIDEr of show_attend_tell, all rates and seeds; 0 without one."""
+    scores: dict[float, list[float]] = {}
+    for outcome in outcomes:
+        prob = outcome.trial.config.train.detach_prob
+        if outcome.trial.family == _ATTENDS and prob and not outcome.diverged:
+            scores.setdefault(prob, []).append(best_cider(outcome))
+    return max(scores, key=lambda prob: fmean(scores[prob]), default=0.0)
+
+
+def _ingredients(args: argparse.Namespace) -> list[Outcome]:
+    data = _data(args, args.grid, mirror=True)
+    fine = _data(args, args.fine_grid, mirror=True) if FINE_GRID in args.only else data
+    base = base_config(
+        data, args.out / "ingredients", size=args.size, epochs=args.epochs, recipe=True,
+        captions=args.captions, rate=args.rate,
+    )  # fmt: skip
+    return _run(ingredients_plan(base, args.only, args.seeds, fine), args)
+
+
+def _data(args: argparse.Namespace, grid: int, *, mirror: bool) -> Path:
+    return make_data(
+        args.data, args.out, pictures=args.pictures, validation=args.validation, grid=grid,
+        mirror=mirror,
+    )  # fmt: skip
+
+
+def _run(trials: Sequence[Trial], args: argparse.Namespace) -> list[Outcome]:
+    """Run what is not done yet, unless only a report is wanted; what is finished."""
+    if not args.report:
+        with tqdm(trials, unit="trial") as bar:
+            for trial in bar:
+                bar.set_description(trial.folder.name)
+                run_trial(trial)
+    return [outcome for trial in trials if (outcome := read_outcome(trial)) is not None]
+
+
+def _tell(args: argparse.Namespace, outcomes: Sequence[Outcome], header: dict[str, str]) -> None:
+    """Print the tables, and write figures and picture beside the trials."""
+    if not outcomes:
+        raise ConfigError(f"no trial in {args.out / args.study} is finished yet")
+    dates = sorted(outcome.machine["date"] for outcome in outcomes)
+    header |= {"trials finished": f"{len(outcomes)}, {dates[0]} to {dates[-1]}"}
+    print(*(f"{key}: {value}" for key, value in header.items()), sep="\n")
+    found = rows(outcomes)
+    print("", table(found), sep="\n")
+    if len({outcome.trial.panel for outcome in outcomes}) > 1:
+        print("", "All panels together:", pooled_table(outcomes), sep="\n")
+    write_trials(outcomes, args.out / f"{args.study}.csv")
+    write_epochs(outcomes, args.out / f"{args.study}_epochs.csv")
+    note = f"{header['processor']}, torch {header['torch']}, {dates[-1]}"
+    if args.study == "detach":
+        draw_curves(outcomes, note, args.plot or args.out / "detach.png")
+    else:
+        draw_differences(found, note, args.plot or args.out / "ingredients.png")
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m benchmarks.captioning_study",
+        description="Train many small captioning runs that differ in one thing, one after the "
+        "other; a study broken off goes on where it stopped. Prints tables and writes CSV files "
+        "and a picture to --out.",
+    )
+    studies = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
+    rate = _number(lambda value: value > 0, "above 0")
+    for name, what in (
+        ("detach", "h-detach: probabilities x rates x decoders x seeds"),
+        ("ingredients", "the recipe of configs/flickr8k.yaml, each part changed in turn"),
+    ):
+        detach = name == "detach"
+        study = studies.add_parser(name, help=what, description=what)
+        add = study.add_argument
+        add("--data", type=Path, required=True, metavar="FOLDER", help="prepared data")
+        add("--out", type=Path, required=True, metavar="FOLDER", help="for trials and figures")
+        add("--seeds", type=_positive, nargs="+", metavar="N",
+            default=[1, 2, 3] if detach else [1, 2], help="%(default)s")  # fmt: skip
+        for option, default, meaning in (
+            ("pictures", 3000, "of training"),
+            ("validation", 500, "pictures of validation"),
+            ("captions", 2, "of a picture an epoch, other ones each epoch"),
+            (
+                "epochs",
+                4,
+                "of each trial; show_tell takes half as many again" if detach else "of each trial",
+            ),
+            ("size", 128, "of embedding, LSTM, attention and projected features"),
+            ("grid", 5 if detach else 7, "cells along a side, averaged from the data's"),
+        ):
+            add(f"--{option}", type=_positive, metavar="N", default=default,
+                help=f"{meaning} (%(default)s)")  # fmt: skip
+        if detach:
+            add("--decoders", nargs="+", choices=tuple(DECODERS), metavar="NAME",
+                default=[_ATTENDS, "show_tell"], help="%(default)s")  # fmt: skip
+            add("--rates", nargs="+", type=rate,
+                metavar="R", default=[3e-3, 9e-3],
+                help="learning rates (%(default)s)")  # fmt: skip
+            add("--probs", nargs="+", type=_number(lambda prob: 0 <= prob <= 1, "from 0 to 1"),
+                metavar="P", default=[0.0, 0.1, 0.25, 0.4, 0.5], help="%(default)s")  # fmt: skip
+        else:
+            add("--only", nargs="+", choices=_NAMES, metavar="NAME", default=list(_NAMES),
+                help=f"of {', '.join(map(repr, _NAMES))}")  # fmt: skip
+            add("--rate", type=rate, metavar="R", default=4e-3, help="learning rate (%(default)s)")
+            add("--fine-grid", type=_positive, metavar="N", default=9,
+                help="cells along a side for the finer grid (%(default)s)")  # fmt: skip
+        add("--plot", type=_picture, metavar="FILE", help="the picture (STUDY.png in --out)")
+        add("--report", action="store_true", help="train nothing, tell what is finished")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def _number(holds: Callable[[float], bool], bound: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {bound}")
+        return value
+
+    return read
+
+
+def _picture(text: str) -> Path:
+    path = Path(text)
+    if path.suffix not in (".png", ".svg", ".pdf") or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no .png, .svg or .pdf in a folder there is")
+    return path
+
+
+if __name__ == "__main__":
+    sys.exit(main())
