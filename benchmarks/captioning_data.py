@@ -77,8 +77,12 @@ def make_data(
 @contextmanager
 def locked(path: Path, *, wait: bool) -> Iterator[bool]:
     """Whether this process alone holds the file; the lock of a process that died is free."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; give another --out") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -146,48 +146,50 @@ def _parser() -> Parser:
     )
     studies = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
     rate = _number(lambda value: value > 0, "above 0")
-    for name, what in (
-        ("detach", "h-detach: probabilities x rates x decoders x seeds"),
-        ("ingredients", "the recipe of configs/flickr8k.yaml, each part changed in turn"),
-    ):
-        detach = name == "detach"
-        study = studies.add_parser(name, help=what, description=what)
-        add = study.add_argument
-        add("--data", type=Path, required=True, metavar="FOLDER", help="prepared data")
-        add("--out", type=Path, required=True, metavar="FOLDER", help="for trials and figures")
-        add("--seeds", type=_positive, nargs="+", metavar="N",
-            default=[1, 2, 3] if detach else [1, 2], help="%(default)s")  # fmt: skip
-        for option, default, meaning in (
-            ("pictures", 3000, "of training"),
-            ("validation", 500, "pictures of validation"),
-            ("captions", 2, "of a picture an epoch, other ones each epoch"),
-            (
-                "epochs",
-                4,
-                "of each trial; show_tell takes half as many again" if detach else "of each trial",
-            ),
-            ("size", 128, "of embedding, LSTM, attention and projected features"),
-            ("grid", 5 if detach else 7, "cells along a side, averaged from the data's"),
-        ):
-            add(f"--{option}", type=_positive, metavar="N", default=default,
-                help=f"{meaning} (%(default)s)")  # fmt: skip
-        if detach:
-            add("--decoders", nargs="+", choices=tuple(DECODERS), metavar="NAME",
-                default=[_ATTENDS, "show_tell"], help="%(default)s")  # fmt: skip
-            add("--rates", nargs="+", type=rate,
-                metavar="R", default=[3e-3, 9e-3],
-                help="learning rates (%(default)s)")  # fmt: skip
-            add("--probs", nargs="+", type=_number(lambda prob: 0 <= prob <= 1, "from 0 to 1"),
-                metavar="P", default=[0.0, 0.1, 0.25, 0.4, 0.5], help="%(default)s")  # fmt: skip
-        else:
-            add("--only", nargs="+", choices=_NAMES, metavar="NAME", default=list(_NAMES),
-                help=f"of {', '.join(map(repr, _NAMES))}")  # fmt: skip
-            add("--rate", type=rate, metavar="R", default=4e-3, help="learning rate (%(default)s)")
-            add("--fine-grid", type=_positive, metavar="N", default=9,
-                help="cells along a side for the finer grid (%(default)s)")  # fmt: skip
-        add("--plot", type=_picture, metavar="FILE", help="the picture (STUDY.png in --out)")
-        add("--report", action="store_true", help="train nothing, tell what is finished")
+
+    what = "h-detach: probabilities x rates x decoders x seeds"
+    detach = studies.add_parser("detach", help=what, description=what)
+    _add_common(detach, seeds=[1, 2, 3], epochs=4, grid=5)
+    add = detach.add_argument
+    add("--decoders", nargs="+", choices=tuple(DECODERS), metavar="NAME",
+        default=[_ATTENDS, "show_tell"],
+        help="%(default)s; show_tell trains for half as many epochs again")  # fmt: skip
+    add("--rates", nargs="+", type=rate, metavar="R", default=[3e-3, 9e-3],
+        help="learning rates (%(default)s)")  # fmt: skip
+    add("--probs", nargs="+", type=_number(lambda prob: 0 <= prob <= 1, "from 0 to 1"),
+        metavar="P", default=[0.0, 0.1, 0.25, 0.4, 0.5], help="%(default)s")  # fmt: skip
+
+    what = "the recipe of configs/flickr8k.yaml, each part changed in turn"
+    ingredients = studies.add_parser("ingredients", help=what, description=what)
+    _add_common(ingredients, seeds=[1, 2], epochs=5, grid=7)
+    add = ingredients.add_argument
+    add("--only", nargs="+", choices=_NAMES, metavar="NAME", default=list(_NAMES),
+        help=f"of {', '.join(map(repr, _NAMES))}")  # fmt: skip
+    add("--rate", type=rate, metavar="R", default=4e-3, help="learning rate (%(default)s)")
+    add("--fine-grid", type=_positive, metavar="N", default=9,
+        help="cells along a side for the finer grid (%(default)s)")  # fmt: skip
     return parser
+
+
+def _add_common(
+    parser: argparse.ArgumentParser, *, seeds: list[int], epochs: int, grid: int
+) -> None:
+    add = parser.add_argument
+    add("--data", type=Path, required=True, metavar="FOLDER", help="prepared data")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="for trials and figures")
+    add("--seeds", type=_positive, nargs="+", metavar="N", default=seeds, help="%(default)s")
+    for option, default, meaning in (
+        ("pictures", 3000, "of training"),
+        ("validation", 500, "pictures of validation"),
+        ("captions", 2, "of a picture an epoch, other ones each epoch"),
+        ("epochs", epochs, "of each trial"),
+        ("size", 128, "of embedding, LSTM, attention and projected features"),
+        ("grid", grid, "cells along a side, averaged from the data's"),
+    ):
+        add(f"--{option}", type=_positive, metavar="N", default=default,
+            help=f"{meaning} (%(default)s)")  # fmt: skip
+    add("--plot", type=_picture, metavar="FILE", help="the picture (STUDY.png in --out)")
+    add("--report", action="store_true", help="train nothing, tell what is finished")
 
 
 def _positive(text: str) -> int:

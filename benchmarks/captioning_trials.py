@@ -207,6 +207,11 @@ def base_config(
     )
 
 
+def settings_of(config: Config) -> dict[str, Any]:
+    """What makes a trial what it is, wherever its folder and its data lie."""
+    return {**asdict(config), "out": "", "data": Path(config.data).name}
+
+
 def _changed(base: Config, name: str, model: dict[str, Any], train: dict[str, Any]) -> Config:
     return replace(
         base,
@@ -220,8 +225,3 @@ def _epochs(folder: Path) -> list[dict[str, float]]:
     if not (folder / "log.jsonl").exists():
         return []
     return [entry for entry in read_log(folder) if "epoch" in entry]
-
-
-def settings_of(config: Config) -> dict[str, Any]:
-    """What makes a trial what it is, wherever its folder and its data lie."""
-    return {**asdict(config), "out": "", "data": Path(config.data).name}

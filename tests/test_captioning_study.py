@@ -306,6 +306,13 @@ def test_data_that_is_not_there_is_one_line(tmp_path, capsys):
     assert "no features at" in line
 
 
+def test_a_folder_that_cannot_be_is_one_line(tmp_path, capsys):
+    source = make_data(tmp_path / "source")
+    assert main(["detach", "--data", str(source), "--out", str(source / "features.f16")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "give another --out" in line
+
+
 # What follows trains: CIDEr of every epoch starts Java.
 
 TINY = [
