@@ -1,10 +1,10 @@
-"""What the trials of the captioning study gave, as tables, CSV files and a picture."""
+"""What the trials of the captioning study gave, as tables and CSV files."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -14,9 +14,9 @@ from benchmarks.captioning_trials import BASE, PLAIN, Outcome
 REACHED = 0.95  # of the best plain score
 COLUMNS = (
     "panel", "setting", "trials", "CIDEr best", "CIDEr last", "val loss", "to 95 %", "diverged",
-    "s/epoch", "CPU s/epoch", "difference", "against",
+    "s/epoch", "CPU s/epoch", "CIDEr difference", "loss difference", "against",
 )  # fmt: skip
-_LEFT = ("panel", "setting", "against")
+_LEFT = ("panel", "panels of", "setting", "against")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Row:
     seconds: float  # an epoch
     cpu_seconds: float  # an epoch, without Java
     differences: Sequence[float]  # of the best CIDEr, to `against` of the same seed
+    loss_differences: Sequence[float]  # of the lowest validation loss
 
 
 def rows(outcomes: Sequence[Outcome]) -> list[Row]:
@@ -56,15 +57,14 @@ def rows(outcomes: Sequence[Outcome]) -> list[Row]:
                 against=all_of_it[0].trial.against,
                 trials=len(all_of_it),
                 diverged=len(all_of_it) - len(group),
-                best=_mean_deviation([best_cider(outcome) for outcome in group]),
-                last=_mean_deviation([outcome.epochs[-1]["cider"] for outcome in group]),
-                val_loss=_mean_deviation(
-                    [min(entry["val_loss"] for entry in outcome.epochs) for outcome in group]
-                ),
+                best=mean_deviation([best_cider(outcome) for outcome in group]),
+                last=mean_deviation([outcome.epochs[-1]["cider"] for outcome in group]),
+                val_loss=mean_deviation([lowest_loss(outcome) for outcome in group]),
                 epochs_to=[epochs_to_reach(ciders(outcome), target) for outcome in group],
                 seconds=_mean([seconds_an_epoch(outcome) for outcome in group]),
                 cpu_seconds=_mean([outcome.cpu_seconds for outcome in group]),
-                differences=_differences(group, outcomes),
+                differences=_differences(group, outcomes, best_cider),
+                loss_differences=_differences(group, outcomes, lowest_loss),
             )
         )
     return result
@@ -76,9 +76,9 @@ def plain_targets(outcomes: Sequence[Outcome]) -> dict[str, float]:
     plain = [o for o in outcomes if o.trial.setting in (PLAIN, BASE) and not o.diverged]
     for panel in dict.fromkeys(outcome.trial.panel for outcome in plain):
         curves = [outcome for outcome in plain if outcome.trial.panel == panel]
-        mean = [fmean(epoch) for epoch in zip(*map(ciders, curves), strict=False)]
+        average = [fmean(epoch) for epoch in zip(*map(ciders, curves), strict=False)]
         family = curves[0].trial.family
-        targets[family] = max(targets.get(family, 0.0), REACHED * max(mean))
+        targets[family] = max(targets.get(family, 0.0), REACHED * max(average))
     return targets
 
 
@@ -102,6 +102,11 @@ def best_cider(outcome: Outcome) -> float:
     return max(ciders(outcome))
 
 
+def lowest_loss(outcome: Outcome) -> float:
+    """The lowest validation loss of a trial, nats a token."""
+    return min(entry["val_loss"] for entry in outcome.epochs)
+
+
 def seconds_an_epoch(outcome: Outcome) -> float:
     """Mean time of an epoch, validation and all."""
     return outcome.epochs[-1]["seconds"] / len(outcome.epochs)
@@ -113,18 +118,31 @@ def table(found: Sequence[Row]) -> str:
 
 
 def pooled_table(outcomes: Sequence[Outcome]) -> str:
-    """Each setting's paired differences of all panels together, where there are several panels."""
+    """Each setting's paired differences over all panels of a family, then over all families."""
     lines = []
-    for setting in dict.fromkeys(outcome.trial.setting for outcome in outcomes):
-        group = [o for o in outcomes if o.trial.setting == setting and not o.diverged]
-        differences = _differences(group, outcomes)
-        if differences:
-            higher = sum(difference > 0 for difference in differences)
-            lines.append(
-                (setting, group[0].trial.against, _difference(differences), str(len(differences)),
-                 str(higher))
-            )  # fmt: skip
-    return _align(("setting", "against", "difference", "pairs", "higher"), lines)
+    families = list(dict.fromkeys(outcome.trial.family for outcome in outcomes))
+    for chosen in [[family] for family in families] + [families] * (len(families) > 1):
+        for setting in dict.fromkeys(outcome.trial.setting for outcome in outcomes):
+            group = [
+                o
+                for o in outcomes
+                if o.trial.setting == setting and o.trial.family in chosen and not o.diverged
+            ]
+            scores = _differences(group, outcomes, best_cider)
+            if scores:
+                lines.append(
+                    (
+                        " + ".join(chosen),
+                        setting,
+                        group[0].trial.against,
+                        _difference(scores),
+                        _difference(_differences(group, outcomes, lowest_loss)),
+                        str(len(scores)),
+                        str(sum(difference > 0 for difference in scores)),
+                    )
+                )
+    head = ("panels of", "setting", "against", "CIDEr difference", "loss difference", "pairs")
+    return _align((*head, "CIDEr higher"), lines)
 
 
 def write_trials(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -152,7 +170,7 @@ def write_trials(outcomes: Sequence[Outcome], path: Path) -> None:
                 },
                 "cider_best": best_cider(outcome) if scored else None,
                 "cider_last": outcome.epochs[-1]["cider"] if scored else None,
-                "val_loss": min(e["val_loss"] for e in outcome.epochs) if scored else None,
+                "val_loss": lowest_loss(outcome) if scored else None,
                 "epochs_to_95": epochs_to_reach(
                     ciders(outcome), targets.get(trial.family, math.nan)
                 ),
@@ -175,65 +193,26 @@ def write_epochs(outcomes: Sequence[Outcome], path: Path) -> None:
     _write_csv(entries, path)
 
 
-def draw_curves(outcomes: Sequence[Outcome], note: str, path: Path) -> None:
-    """CIDEr over the epochs, a panel each: mean line, and band of the deviation over seeds."""
-    from matplotlib.figure import Figure  # no global state, works without a display
-
-    scored = [outcome for outcome in outcomes if not outcome.diverged]
-    panels = list(dict.fromkeys(outcome.trial.panel for outcome in scored))
-    columns = min(2, len(panels))
-    lines = -(-len(panels) // columns)
-    figure = Figure(figsize=(5 * columns, 0.6 + 3.4 * lines), layout="constrained")
-    grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
-    for axes, panel in zip(grid.flat, panels, strict=False):
-        of_panel = [outcome for outcome in scored if outcome.trial.panel == panel]
-        for setting in dict.fromkeys(outcome.trial.setting for outcome in of_panel):
-            curves = [ciders(o) for o in of_panel if o.trial.setting == setting]
-            spread = [_mean_deviation(epoch) for epoch in zip(*curves, strict=False)]
-            numbers = list(range(1, len(spread) + 1))
-            style = "k-" if setting == PLAIN else "--" if "," in setting else "-"
-            (line,) = axes.plot(numbers, [m for m, _ in spread], style, marker=".", label=setting)
-            low, high = ([m + sign * (d if d == d else 0) for m, d in spread] for sign in (-1, 1))
-            axes.fill_between(numbers, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
-        axes.set(title=panel)
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.legend(fontsize=8)
-    figure.supxlabel("epoch")
-    figure.supylabel("CIDEr of greedy validation captions")
-    figure.suptitle(note, fontsize=8)
-    figure.savefig(path, dpi=100)
+def mean_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and deviation of the sample; NaN of nothing and of one value."""
+    return _mean(values), stdev(values) if len(values) > 1 else math.nan
 
 
-def draw_differences(found: Sequence[Row], note: str, path: Path) -> None:
-    """Each setting's paired differences: a dot a seed, and their mean."""
-    from matplotlib.figure import Figure  # no global state, works without a display
-
-    compared = [row for row in found if row.differences]
-    figure = Figure(figsize=(8, 1 + 0.35 * max(len(compared), 2)), layout="constrained")
-    axes = figure.subplots()
-    for place, row in enumerate(compared):
-        axes.plot(row.differences, [place] * len(row.differences), "o", color="tab:blue", alpha=0.5)
-        axes.plot([fmean(row.differences)], [place], "k|", markersize=14)
-    axes.set_yticks(range(len(compared)), [row.setting for row in compared])
-    axes.invert_yaxis()
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.grid(alpha=0.3, axis="x")
-    axes.set(xlabel="difference of the best CIDEr to the recipe of the same seed")
-    figure.suptitle(note, fontsize=8)
-    figure.savefig(path, dpi=100)
-
-
-def _differences(group: Sequence[Outcome], outcomes: Sequence[Outcome]) -> list[float]:
-    """Best CIDEr less that of the same panel and seed at the setting it is compared with."""
-    scores = {
-        (o.trial.panel, o.trial.setting, o.trial.seed): best_cider(o)
+def _differences(
+    group: Sequence[Outcome], outcomes: Sequence[Outcome], figure: Callable[[Outcome], float]
+) -> list[float]:
+    """The figure of each less that of the same panel and seed at the setting it is held against."""
+    others = {
+        (o.trial.panel, o.trial.setting, o.trial.seed): figure(o)
         for o in outcomes
         if not o.diverged
     }
-    pairs = [(best_cider(o), scores.get((o.trial.panel, o.trial.against, o.trial.seed)))
-             for o in group if o.trial.setting != o.trial.against]  # fmt: skip
-    return [score - other for score, other in pairs if other is not None]
+    pairs = [
+        (figure(o), others.get((o.trial.panel, o.trial.against, o.trial.seed)))
+        for o in group
+        if o.trial.setting != o.trial.against
+    ]
+    return [value - other for value, other in pairs if other is not None]
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -253,22 +232,19 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.seconds:.1f}",
         f"{row.cpu_seconds:.1f}",
         _difference(row.differences) if row.differences else "-",
+        _difference(row.loss_differences) if row.differences else "-",
         row.against if row.differences else "-",
     )
 
 
 def _difference(values: Sequence[float]) -> str:
     """Mean and its standard error."""
-    mean, deviation = _mean_deviation(values)
+    mean, deviation = mean_deviation(values)
     return f"{mean:+.3f} ± {deviation / math.sqrt(len(values)):.3f}"
 
 
 def _spread(figures: tuple[float, float]) -> str:
     return f"{figures[0]:.3f} ± {figures[1]:.3f}"
-
-
-def _mean_deviation(values: Sequence[float]) -> tuple[float, float]:
-    return _mean(values), stdev(values) if len(values) > 1 else math.nan
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -9,14 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-import torch
 from tqdm import tqdm
 
 from benchmarks.captioning_data import make_data
+from benchmarks.captioning_plots import draw_curves, draw_differences
 from benchmarks.captioning_report import (
     best_cider,
-    draw_curves,
-    draw_differences,
     pooled_table,
     rows,
     table,
@@ -34,7 +32,6 @@ from benchmarks.captioning_trials import (
     read_outcome,
     run_trial,
 )
-from benchmarks.report import machine
 from captioner.arguments import Parser
 from captioner.decoder import DECODERS
 from captioner.errors import CaptionerError, ConfigError
@@ -50,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(given)
         command = shlex.join(["python", "-m", "benchmarks.captioning_study", *given])
         outcomes = _detach(args) if args.study == "detach" else _ingredients(args)
-        _tell(args, outcomes, machine(command, torch.device("cpu")))
+        _tell(args, outcomes, command)
     except CaptionerError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 1
@@ -70,14 +67,15 @@ def _detach(args: argparse.Namespace) -> list[Outcome]:
         base, decoders=args.decoders, rates=args.rates, probs=args.probs, seeds=args.seeds
     )
     outcomes = _run(trials, args)
-    best = best_prob(outcomes)
-    if best and len(outcomes) == len(trials):
-        also = detach_plan(
-            base, decoders=[_ATTENDS], rates=args.rates, probs=[best], seeds=args.seeds,
-            detach_attention=True,
-        )  # fmt: skip
-        outcomes += _run(also, args)
-    return outcomes
+    if args.report:
+        best = [prob for prob in args.probs if prob]  # whichever was the best one then
+    else:
+        best = [best_prob(outcomes)] if best_prob(outcomes) else []
+    also = detach_plan(
+        base, decoders=[_ATTENDS], rates=args.rates, probs=best, seeds=args.seeds,
+        detach_attention=True,
+    )  # fmt: skip
+    return outcomes + _run(also, args)
 
 
 def best_prob(outcomes: Sequence[Outcome]) -> float:
@@ -117,17 +115,22 @@ def _run(trials: Sequence[Trial], args: argparse.Namespace) -> list[Outcome]:
     return [outcome for trial in trials if (outcome := read_outcome(trial)) is not None]
 
 
-def _tell(args: argparse.Namespace, outcomes: Sequence[Outcome], header: dict[str, str]) -> None:
+def _tell(args: argparse.Namespace, outcomes: Sequence[Outcome], command: str) -> None:
     """Print the tables, and write figures and picture beside the trials."""
     if not outcomes:
         raise ConfigError(f"no trial in {args.out / args.study} is finished yet")
+    header = {
+        name: "; ".join(dict.fromkeys(outcome.machine[name] for outcome in outcomes))
+        for name in ("processor", "torch", "threads", "allocator")
+    }
     dates = sorted(outcome.machine["date"] for outcome in outcomes)
-    header |= {"trials finished": f"{len(outcomes)}, {dates[0]} to {dates[-1]}"}
     print(*(f"{key}: {value}" for key, value in header.items()), sep="\n")
+    print(f"command: {command}")
+    print(f"trials finished: {len(outcomes)}, {dates[0]} to {dates[-1]}")
     found = rows(outcomes)
     print("", table(found), sep="\n")
     if len({outcome.trial.panel for outcome in outcomes}) > 1:
-        print("", "All panels together:", pooled_table(outcomes), sep="\n")
+        print("", "Several panels together:", pooled_table(outcomes), sep="\n")
     write_trials(outcomes, args.out / f"{args.study}.csv")
     write_epochs(outcomes, args.out / f"{args.study}_epochs.csv")
     note = f"{header['processor']}, torch {header['torch']}, {dates[-1]}"

@@ -42,7 +42,13 @@ from captioner.data import CaptionDataset
 from captioner.errors import ConfigError
 from captioner.features import FeatureStore
 
-MACHINE = {"date": "2026-01-01 00:00 UTC", "processor": "", "torch": ""}
+MACHINE = {
+    "date": "2026-01-01 00:00 UTC",
+    "processor": "",
+    "torch": "",
+    "threads": "",
+    "allocator": "",
+}
 NAMES = [name for name, _, _ in INGREDIENTS] + [FINE_GRID]
 
 
@@ -214,6 +220,7 @@ def test_a_row_has_mean_and_deviation_over_seeds_and_differences_seed_by_seed():
     assert plain.differences == []
     assert half.last[0] == pytest.approx((0.32 + 0.43 + 0.90) / 3)
     assert half.differences == [pytest.approx(0.05), pytest.approx(0.03)]
+    assert half.loss_differences == [0, 0]
     assert plain.seconds == 2.0
     assert plain.epochs_to[0] is None  # 0.95 x 0.35 is 0.3325
     assert half.epochs_to[0] == pytest.approx(0.3325 / 0.35)
@@ -232,15 +239,15 @@ def test_diverged_trials_are_counted_and_left_out_of_the_means():
     assert "never" in table([row])
 
 
-def test_differences_of_all_panels_together_are_paired_within_their_panels():
+def test_differences_of_several_panels_are_paired_within_each_of_them():
     outcomes = [
-        outcome("p = 0", 1, [0.1]),
-        outcome("p = 0.5", 1, [0.2]),
-        outcome("p = 0", 1, [0.5], panel="b"),
-        outcome("p = 0.5", 1, [0.4], panel="b"),
+        outcome("p = 0", 1, [0.1], losses=[3.0]),
+        outcome("p = 0.5", 1, [0.2], losses=[2.9]),
+        outcome("p = 0", 1, [0.5], losses=[3.0], panel="b"),
+        outcome("p = 0.5", 1, [0.4], losses=[2.9], panel="b"),
     ]
     _, line = pooled_table(outcomes).splitlines()
-    assert line.split()[-5:] == ["+0.000", "±", "0.100", "2", "1"]
+    assert line.split()[-8:] == ["+0.000", "±", "0.100", "-0.100", "±", "0.000", "2", "1"]
 
 
 def test_a_loss_that_ends_higher_than_it_began_is_a_divergence(tmp_path):
