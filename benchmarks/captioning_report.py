@@ -129,7 +129,7 @@ def pooled_table(outcomes: Sequence[Outcome]) -> str:
                 if o.trial.setting == setting and o.trial.family in chosen and not o.diverged
             ]
             scores = _differences(group, outcomes, best_cider)
-            if scores:
+            if scores and {outcome.trial.family for outcome in group} == set(chosen):
                 lines.append(
                     (
                         " + ".join(chosen),
