@@ -71,6 +71,8 @@ class TrainConfig:
         start: checkpoint whose weights training starts from; none if empty.
         sharpen: factor on the logits of `start`. Label smoothing leaves a decoder that draws far
             worse captions than it finds; 2 brings its draws near them, and learning from there.
+        keep_start: share of the weights of `start` in those that are validated and kept, the rest
+            being the trained ones. The mean of two is often better than either.
         samples: captions drawn of each picture (self_critical).
         reward_bleu: weight of BLEU-4 beside CIDEr-D in what a drawn caption is worth.
         baseline: what is usual: the mean of a picture's other draws, or its greedy caption.
@@ -111,6 +113,7 @@ class TrainConfig:
     objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"
     start: str = ""
     sharpen: float = 1.0
+    keep_start: float = 0.0
     samples: int = 5
     reward_bleu: float = 0.0
     baseline: Literal["mean", "greedy"] = "mean"
@@ -166,7 +169,9 @@ class TrainConfig:
         _check(
             self, "detach_prob detach_anneal scheduled_sampling", lambda v: 0 <= v <= 1, "in [0, 1]"
         )
-        _check(self, "label_smoothing average", lambda v: 0 <= v < 1, "in [0, 1)")
+        _check(self, "label_smoothing average keep_start", lambda v: 0 <= v < 1, "in [0, 1)")
+        if self.keep_start and not self.start:
+            raise ConfigError(f"keep_start is {self.keep_start}, but there is no start to keep")
         if self.objective == "self_critical" and (self.label_smoothing or self.scheduled_sampling):
             raise ConfigError(
                 "self_critical learns captions as they were drawn: label_smoothing and "

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from captioner.checkpoint import Checkpoint, load, load_state, save_state
@@ -83,6 +85,7 @@ class Run:
     critic: SelfCritical | None  # where captions are drawn
     start: Checkpoint | None  # where training began
     photographs: Photographs | None  # of `data`, where the encoder learns
+    origin: Mapping[str, Tensor] | None  # weights at the start, where some of them is kept
     progress: Progress = field(default_factory=Progress)
     opened: float = field(default_factory=time.monotonic)
 
@@ -102,8 +105,17 @@ class Run:
 
     @property
     def validated(self) -> Network:
-        """What is scored and kept: the running average where there is one."""
-        return self.network if self.average is None else cast(Network, self.average.module)
+        """What is scored and kept: the running average where there is one, mixed with the start.
+
+        The mean of the weights before and after: Wortsman et al., "Robust fine-tuning", CVPR 2022.
+        """
+        network = self.network if self.average is None else cast(Network, self.average.module)
+        if self.origin is None:
+            return network
+        mixed, keep = copy.deepcopy(network), self.config.train.keep_start
+        weights = network.state_dict().items()
+        mixed.load_state_dict({name: w.lerp(self.origin[name], keep) for name, w in weights})
+        return mixed
 
 
 def prepare(config: Config, resume: bool) -> Run:
@@ -134,9 +146,12 @@ def prepare(config: Config, resume: bool) -> Run:
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
     optimizer = make_optimizer(settings, network)
     critic = SelfCritical(data, settings) if settings.objective == "self_critical" else None
+    origin = None
+    if settings.keep_start:
+        origin = {name: weight.clone() for name, weight in network.state_dict().items()}
     run = Run(
         config, data, validation, network, average, optimizer, device, out, critic, start,
-        photographs,
+        photographs, origin,
     )  # fmt: skip
     if resume:
         _restore(run, load_state(state_file))

@@ -200,8 +200,9 @@ def test_the_score_to_reach_is_that_of_the_best_mean_plain_curve():
     outcomes = [
         outcome("p = 0", 1, [0.1, 0.4]),
         outcome("p = 0", 2, [0.3, 0.2]),  # mean 0.2, 0.3
-        outcome("p = 0", 1, [0.3, 0.4], panel="b"),
+        outcome("p = 0", 1, [0.4, 0.3], panel="b"),
         outcome("p = 0", 2, [9.0, 9.0], panel="b", diverged="no"),
+        outcome("p = 0", 1, [0.1, 0.1], panel="c"),
         outcome("p = 0.5", 1, [5.0, 5.0]),
     ]
     assert plain_targets(outcomes) == {"f": pytest.approx(0.95 * 0.4)}

@@ -11,7 +11,7 @@ from captioner.config import TrainConfig
 from captioner.data import CaptionDataset
 from captioner.decoder import Teacher, make_decoder
 from captioner.errors import ConfigError
-from captioner.run import prepare
+from captioner.run import prepare, save_run
 from captioner.self_critical import END, SelfCritical
 from captioner.train import epoch_batches, train_step
 from captioner.vocabulary import tokenize
@@ -163,6 +163,33 @@ def test_training_starts_from_a_checkpoint_of_the_same_shape_only(tmp_path):
     with pytest.raises(ConfigError, match="its model is not that of the config"):
         prepare(replace(wider, out=str(tmp_path / "wider")), resume=False)
     assert not (tmp_path / "wider").exists()
+
+
+def test_the_weights_kept_are_a_mean_of_those_at_the_start_and_the_trained_ones(tmp_path):
+    from captioner.checkpoint import Checkpoint, save
+
+    config = make_config(make_data(tmp_path / "data"), tmp_path / "run")
+    data = CaptionDataset(config.data, "train")
+    decoder = a_decoder(data, seed=7)
+    start = Checkpoint(decoder, MODEL, data.store.encoder, config.decode, data.vocabulary, DIM, 2)
+    save(start, tmp_path / "checkpoint")
+    settings = replace(
+        config.train, start=str(tmp_path / "checkpoint"), sharpen=2.0, keep_start=0.25
+    )
+    run = prepare(replace(config, train=settings), resume=False)
+    before = {name: weight.clone() for name, weight in run.network.state_dict().items()}
+    for batch in epoch_batches(run):
+        train_step(run, batch)
+    kept = run.validated.state_dict()
+    for name, trained in run.network.state_dict().items():
+        torch.testing.assert_close(kept[name], 0.25 * before[name] + 0.75 * trained)
+    assert not torch.equal(before["decoder.out.weight"], run.decoder.out.weight)
+    save_run(run, 0)
+    again = prepare(replace(config, train=settings), resume=True)
+    for name, weight in again.validated.state_dict().items():
+        assert torch.equal(weight, kept[name]), name
+    with pytest.raises(ConfigError, match="there is no start to keep"):
+        replace(config.train, keep_start=0.25)
 
 
 @pytest.mark.parametrize("setting", ["label_smoothing", "scheduled_sampling"])
