@@ -62,7 +62,7 @@ def rows(outcomes: Sequence[Outcome]) -> list[Row]:
                 val_loss=mean_deviation([lowest_loss(outcome) for outcome in group]),
                 epochs_to=[epochs_to_reach(ciders(outcome), target) for outcome in group],
                 seconds=_mean([seconds_an_epoch(outcome) for outcome in group]),
-                cpu_seconds=_mean([outcome.cpu_seconds for outcome in group]),
+                cpu_seconds=_mean([o.cpu_seconds for o in group if o.cpu_seconds == o.cpu_seconds]),
                 differences=_differences(group, outcomes, best_cider),
                 loss_differences=_differences(group, outcomes, lowest_loss),
             )

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.captioning_data import locked
 from benchmarks.report import machine
-from captioner.config import Config, ModelConfig, TrainConfig
+from captioner.config import Config, DecodeConfig, ModelConfig, TrainConfig
 from captioner.errors import ConfigError
 from captioner.files import read_json, write_text
 from captioner.journal import read_log
@@ -162,7 +162,7 @@ def read_outcome(trial: Trial) -> Outcome | None:
     if not path.exists():
         return None
     note = read_json(path)
-    if note["settings"] != json.loads(json.dumps(settings_of(trial.config))):
+    if _with_defaults(note["settings"]) != settings_of(trial.config):
         raise ConfigError(f"{trial.folder} holds a trial of other settings; give another --out")
     epochs = _epochs(trial.folder)
     diverged = note["diverged"]
@@ -210,6 +210,15 @@ def base_config(
 def settings_of(config: Config) -> dict[str, Any]:
     """What makes a trial what it is, wherever its folder and its data lie."""
     return {**asdict(config), "out": "", "data": Path(config.data).name}
+
+
+def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
+    """A setting that came after the trial was run stood at its default then."""
+    parts: dict[str, ModelConfig | TrainConfig | DecodeConfig] = {
+        "model": ModelConfig(), "train": TrainConfig(), "decode": DecodeConfig(),
+    }  # fmt: skip
+    filled = {name: {**asdict(part), **settings[name]} for name, part in parts.items()}
+    return {**settings, **filled}
 
 
 def _changed(base: Config, name: str, model: dict[str, Any], train: dict[str, Any]) -> Config:

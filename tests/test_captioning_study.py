@@ -266,6 +266,23 @@ def test_a_loss_that_ends_higher_than_it_began_is_a_divergence(tmp_path):
         assert bool(read_outcome(trial).diverged) == diverged
 
 
+def test_a_trial_run_before_a_setting_was_there_had_its_default(tmp_path):
+    trial = Trial("f", "a", "p = 0", "p = 0", make_config("data", tmp_path))
+    note = {"settings": settings_of(trial.config), "diverged": "", "cpu_seconds": 1.0}
+    (tmp_path / "log.jsonl").write_text(json.dumps(outcome("p = 0", 1, [0.1]).epochs[0]))
+    for missing, value, accepted in (("average", 0.0, True), ("clip", 9.0, False)):
+        settings = json.loads(json.dumps(note["settings"]))
+        del settings["train"][missing]
+        now = replace(trial.config, train=replace(trial.config.train, **{missing: value}))
+        text = json.dumps({**note, "settings": settings, "machine": MACHINE})
+        (tmp_path / "trial.json").write_text(text)
+        if accepted:
+            assert read_outcome(replace(trial, config=now)) is not None
+        else:
+            with pytest.raises(ConfigError, match="other settings"):
+                read_outcome(replace(trial, config=now))
+
+
 def test_the_best_p_is_that_of_the_decoder_with_attention_and_never_0():
     def attends(prob, cider):
         made = outcome(f"p = {prob}", 1, [cider])
