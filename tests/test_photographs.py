@@ -81,10 +81,10 @@ def test_only_the_last_blocks_get_a_gradient():
 
 
 def test_a_picture_is_augmented_by_its_seed_alone_whatever_else_is_read(folder):
-    photographs, _, _ = a_reader(folder)
+    photographs, _, _ = a_reader(folder, blocks=18)  # then the frozen part changes nothing
     read = photographs.augmented(1)
     together, alone = read([0, 3], [False, False]), photographs.augmented(1)([3], [False])
-    torch.testing.assert_close(together[1:], alone)
+    assert torch.equal(together[1:], alone)
     assert not torch.allclose(photographs.augmented(2)([3], [False]), alone)
 
 
