@@ -10,6 +10,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 from benchmarks.captioning_trials import BASE, PLAIN, Outcome
+from benchmarks.report import aligned
 
 REACHED = 0.95  # of the best plain score
 COLUMNS = (
@@ -114,7 +115,7 @@ def seconds_an_epoch(outcome: Outcome) -> float:
 
 def table(found: Sequence[Row]) -> str:
     """One line a row."""
-    return _align(COLUMNS, [_cells(row) for row in found])
+    return aligned(COLUMNS, [_cells(row) for row in found], _LEFT)
 
 
 def pooled_table(outcomes: Sequence[Outcome]) -> str:
@@ -142,7 +143,7 @@ def pooled_table(outcomes: Sequence[Outcome]) -> str:
                     )
                 )
     head = ("panels of", "setting", "against", "CIDEr difference", "loss difference", "pairs")
-    return _align((*head, "CIDEr higher"), lines)
+    return aligned((*head, "CIDEr higher"), lines, _LEFT)
 
 
 def write_trials(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -249,18 +250,6 @@ def _spread(figures: tuple[float, float]) -> str:
 
 def _mean(values: Sequence[float]) -> float:
     return fmean(values) if values else math.nan
-
-
-def _align(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    everything = [head, *lines]
-    widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if name in _LEFT else cell.rjust(width)
-            for cell, width, name in zip(line, widths, head, strict=True)
-        ).rstrip()
-        for line in everything
-    )
 
 
 def _write_csv(entries: Sequence[dict[str, object]], path: Path) -> None:

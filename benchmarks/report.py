@@ -42,14 +42,19 @@ def machine(command: str, device: torch.device) -> dict[str, str]:
 
 def table(results: Sequence[Result], *, judged: bool) -> str:
     """One line an item; `judged` compares with the bars."""
-    lines = [COLUMNS, *(_cells(result, judged) for result in results)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return aligned(COLUMNS, [_cells(result, judged) for result in results], _LEFT)
+
+
+def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[str]) -> str:
+    """Columns under their names, those of `left` to the left, the others to the right."""
+    everything = [head, *lines]
+    widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
     return "\n".join(
         "  ".join(
-            cell.ljust(width) if name in _LEFT else cell.rjust(width)
-            for cell, width, name in zip(line, widths, COLUMNS, strict=True)
+            cell.ljust(width) if name in left else cell.rjust(width)
+            for cell, width, name in zip(line, widths, head, strict=True)
         ).rstrip()
-        for line in lines
+        for line in everything
     )
 
 
