@@ -11,10 +11,7 @@ from benchmarks.memory.networks import Method
 from benchmarks.memory.tasks import Adding, Copying, Task, digits, mnist
 from captioner.errors import ConfigError
 
-_OF_A_TRIAL = (
-    "task", "length", "permuted", "hidden", "batch", "steps", "check_steps", "clip", "plain_steps",
-    "stop_at",
-)  # fmt: skip
+_OF_A_TRIAL = ("task", "length", "permuted", "hidden", "batch", "check_steps", "clip")
 
 
 @dataclass(frozen=True)
@@ -31,7 +28,7 @@ class Experiment:
         seeds: of weights, data and draws.
         hidden: units H.
         batch: sequences of a step of the optimizer.
-        steps: of the optimizer, at most.
+        steps: of the optimizer, at most; trials that are over go on when it is raised.
         check_steps: steps between validations.
         clip: largest norm of all gradients together.
         plain_steps: the last steps, trained with p = 0 (the authors' "annealing").
@@ -97,9 +94,12 @@ class Trial:
 
     @property
     def settings(self) -> dict[str, str | int | float | bool]:
-        """What makes it what it is, wherever its folder lies and whatever it is compared with."""
+        """What its course depends on: not where its folder lies, nor how far it is to go."""
         shared = {name: getattr(self.experiment, name) for name in _OF_A_TRIAL}
-        return {**shared, "method": str(self.method), "rate": self.rate, "seed": self.seed}
+        plain = self.experiment.plain_steps
+        plain_from = self.experiment.steps - plain if plain else 0
+        own = {"method": str(self.method), "rate": self.rate, "seed": self.seed}
+        return {**shared, **own, "plain_from": plain_from}
 
     def task(self) -> Task:
         """Its data; of copying and adding each seed has its own."""

@@ -82,11 +82,10 @@ def make_core(method: Method, inputs: int, hidden: int, steps: int) -> nn.Module
 def irnn(inputs: int, hidden: int) -> nn.RNN:
     """Rectified units that begin as the identity (Le et al. 2015)."""
     network = nn.RNN(inputs, hidden, nonlinearity="relu")
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.zero_()
-    nn.init.normal_(network.weight_ih_l0, std=0.001)
-    nn.init.eye_(network.weight_hh_l0)
+    nn.init.normal_(network.get_parameter("weight_ih_l0"), std=0.001)
+    nn.init.eye_(network.get_parameter("weight_hh_l0"))
+    for name in ("bias_ih_l0", "bias_hh_l0"):
+        nn.init.zeros_(network.get_parameter(name))
     return network
 
 

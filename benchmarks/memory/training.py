@@ -173,7 +173,7 @@ def run_trial(trial: Trial, tell: Callable[[Check], object] = lambda check: None
             return
         training = Training(trial)
         checks, diverged = training.resume(), ""
-        while training.step < experiment.steps and not _solved(checks, experiment.stop_at):
+        while not _over(trial, checks):
             steps = min(experiment.check_steps, experiment.steps - training.step)
             try:
                 checks.append(training.check(*training.train(steps)))
@@ -192,7 +192,7 @@ def run_trial(trial: Trial, tell: Callable[[Check], object] = lambda check: None
 
 
 def read_outcome(trial: Trial) -> Outcome | None:
-    """What the trial gave, None while it is not over.
+    """What the trial gave, None while it is not over; no more than the steps asked for.
 
     Raises ConfigError if the folder holds a trial of other settings.
     """
@@ -201,7 +201,9 @@ def read_outcome(trial: Trial) -> Outcome | None:
         return None
     note = read_json(path)
     _same_settings(trial, note["settings"])
-    checks = [Check(**check) for check in note["checks"]]
+    checks = [Check(**check) for check in note["checks"] if check["step"] <= trial.experiment.steps]
+    if not (note["diverged"] or _over(trial, checks)):
+        return None
     return Outcome(trial, checks, note["diverged"], note["machine"])
 
 
@@ -213,5 +215,8 @@ def _same_settings(trial: Trial, found: dict[str, Any]) -> None:
         )
 
 
-def _solved(checks: Sequence[Check], stop_at: float) -> bool:
-    return bool(stop_at and checks and checks[-1].accuracy >= stop_at)
+def _over(trial: Trial, checks: Sequence[Check]) -> bool:
+    if not checks:
+        return False
+    experiment, last = trial.experiment, checks[-1]
+    return last.step >= experiment.steps or 0 < experiment.stop_at <= last.accuracy
