@@ -7,6 +7,7 @@ import difflib
 import re
 from argparse import ArgumentError, Namespace
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
@@ -20,6 +21,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise it, with the way to the help."""
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def picture(text: str) -> Path:
+    """The path of a picture that can be written, as an option's type."""
+    path = Path(text)
+    if path.suffix not in (".png", ".svg", ".pdf") or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no .png, .svg or .pdf in a folder there is")
+    return path
 
 
 class SettingsParser(ArgumentParser):

@@ -18,7 +18,7 @@ from benchmarks.memory.plots import draw_curves, draw_transfer
 from benchmarks.memory.report import rows, table, write_checks, write_trials
 from benchmarks.memory.training import Check, Outcome, read_outcome, run_trial
 from benchmarks.report import machine
-from captioner.arguments import SettingsParser
+from captioner.arguments import SettingsParser, picture
 from captioner.errors import CaptionerError, ConfigError
 
 DESCRIPTION = """Tasks that need long memories: h-detach beside a plain LSTM and other networks.
@@ -141,7 +141,7 @@ def _parser(command: str, description: str) -> SettingsParser:
 
 
 def _add_plot(parser: SettingsParser, what: str) -> None:
-    parser.add_argument("--plot", type=Path, help=f"picture of {what}: .png, .svg or .pdf")
+    parser.add_argument("--plot", type=picture, help=f"picture of {what}: .png, .svg or .pdf")
 
 
 def _experiment(parser: SettingsParser, settings: Namespace) -> Experiment:

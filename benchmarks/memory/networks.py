@@ -29,7 +29,7 @@ class Method:
         """Read "lstm", "h-detach 0.25", "h-detach 0.25 unclipped"; ConfigError if it is none."""
         words = text.split()
         clipped = words[-1:] != [UNCLIPPED]
-        cell, *rest = words if clipped else words[:-1] or [""]
+        cell, *rest = (words if clipped else words[:-1]) or [""]
         try:
             prob = float(rest.pop()) if cell in _DETACHED and rest else 0.0
         except ValueError:

@@ -112,7 +112,7 @@ def _row(method: str, rate: float, group: Sequence[Outcome]) -> Row:
         solved=sum(map(math.isfinite, steps)),
         steps=median(steps),
         accuracy=_mean_deviation([outcome.best.accuracy for outcome in told]),
-        test=_mean_deviation([outcome.checks[-1].test_accuracy for outcome in told]),
+        test=_mean_deviation([t for o in told if (t := o.checks[-1].test_accuracy) == t]),
         val_loss=_mean([min(check.val_loss for check in outcome.checks) for outcome in told]),
         largest_norm=max((_largest_norm(outcome) for outcome in told), default=math.nan),
         diverged=sum(bool(outcome.diverged) for outcome in group),

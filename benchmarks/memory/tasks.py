@@ -12,8 +12,7 @@ from torch.nn import functional as F
 
 from captioner.errors import ConfigError, DataError
 
-SYMBOLS, COPIED = 8, 10  # of the copying task: symbols 1 to 8, and how many are to be remembered
-BLANK, DELIMITER = 0, 9
+SYMBOLS, BLANK, DELIMITER = 8, 0, 9  # of the copying task: the symbols are 1 to 8
 
 
 @dataclass(frozen=True)
@@ -57,19 +56,30 @@ class Copying(Task):
     As in the h-detach authors' code: one number a step; ten symbols of 1 to 8, T - 1 blanks (0),
     the delimiter 9, ten blanks; T + 10 blanks are to be answered, then the symbols. Cross-entropy
     over all T + 20 steps, accuracy over the last ten. 100,000 sequences to train on, 5,000 to
-    validate.
+    validate. `copied` makes it fewer symbols, and T + 2 `copied` steps.
     """
 
     inputs, outputs = 1, SYMBOLS + 1
 
-    def __init__(self, length: int, seed: int, *, train: int = 100_000, validation: int = 5_000):
+    def __init__(
+        self,
+        length: int,
+        seed: int,
+        *,
+        copied: int = 10,
+        train: int = 100_000,
+        validation: int = 5_000,
+    ):
         if length < 1:
             raise ConfigError(f"length is {length}; the copying task needs at least 1")
-        self.length = length
-        self.steps = self.answered = length + 2 * COPIED
+        self.length, self.copied = length, copied
+        self.steps = self.answered = length + 2 * copied
         generator = torch.Generator().manual_seed(seed)
-        self._train = _symbols(train, generator)
-        self.validation = copying_batch(_symbols(validation, generator), length)
+        self._train, seen = (
+            torch.randint(1, SYMBOLS + 1, (copied, size), generator=generator)
+            for size in (train, validation)
+        )
+        self.validation = copying_batch(seen, length)
 
     def batch(self, size: int, generator: torch.Generator) -> Batch:
         """Sequences drawn with replacement, as the authors do."""
@@ -82,23 +92,20 @@ class Copying(Task):
 
     def accuracy(self, answers: Tensor, targets: Tensor) -> float:
         """Share of the symbols that are copied right."""
-        right = answers[-COPIED:].argmax(-1) == targets[-COPIED:]
+        right = answers[-self.copied :].argmax(-1) == targets[-self.copied :]
         return right.float().mean().item()
 
 
 def copying_batch(symbols: Tensor, length: int) -> Batch:
-    """The sequences that present these symbols (10, B), and what to answer."""
-    steps, size = length + 2 * COPIED, symbols.shape[1]
+    """The sequences that present these symbols (`copied`, B), and what to answer."""
+    copied, size = symbols.shape
+    steps = length + 2 * copied
     inputs = torch.full((steps, size, 1), float(BLANK))
-    inputs[:COPIED, :, 0] = symbols.float()
-    inputs[length + COPIED - 1] = DELIMITER
+    inputs[:copied, :, 0] = symbols.float()
+    inputs[length + copied - 1] = DELIMITER
     targets = torch.full((steps, size), BLANK)
-    targets[-COPIED:] = symbols
+    targets[-copied:] = symbols
     return Batch(inputs, targets)
-
-
-def _symbols(size: int, generator: torch.Generator) -> Tensor:
-    return torch.randint(1, SYMBOLS + 1, (COPIED, size), generator=generator)
 
 
 class Adding(Task):
