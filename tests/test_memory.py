@@ -304,8 +304,17 @@ def test_the_test_split_is_judged_where_validation_was_best(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_tiny_copying_task_is_solved_with_h_detach(tmp_path):
-    raise NotImplementedError
+def test_a_tiny_copying_task_is_solved_with_h_detach():
+    torch.set_num_threads(1)
+    experiment = Experiment(
+        length=10, methods=("h-detach 0.25",), rates=(5e-3,), seeds=(1,), hidden=64, batch=50
+    )
+    task = Copying(10, seed=1, copied=3, train=20_000, validation=500)
+    training = Training(experiment.trials()[0], task)
+    assert training.judge(task.validation)[1] < 0.2
+    while training.step < 10_000 and training.judge(task.validation)[1] < 0.99:
+        training.train(500)
+    assert training.judge(task.validation)[1] >= 0.99
 
 
 def test_transfer_at_the_trained_length_is_about_the_validation_accuracy(tmp_path):

@@ -69,6 +69,9 @@ class Training:
         )
         self.optimizer = torch.optim.Adam(self.network.parameters(), trial.rate)
         self.order = torch.Generator().manual_seed(1_000_003 * trial.seed)  # of the data
+        self.draws = torch.Generator().manual_seed(trial.seed)  # of blocked steps
+        if isinstance(self.network.core, HDetachLSTM):
+            self.network.core.generator = self.draws
         self.step, self.cpu_seconds = 0, 0.0
         self.best, self.test_accuracy = -1.0, math.nan
 
@@ -133,7 +136,8 @@ class Training:
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "order": self.order.get_state(),
-            "draws": torch.get_rng_state(),
+            "draws": self.draws.get_state(),
+            "noise": torch.get_rng_state(),
             "step": self.step,
             "cpu_seconds": self.cpu_seconds,
             "best": self.best,
@@ -156,7 +160,8 @@ class Training:
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.order.set_state(state["order"])
-        torch.set_rng_state(state["draws"])
+        self.draws.set_state(state["draws"])
+        torch.set_rng_state(state["noise"])
         self.step, self.cpu_seconds = state["step"], state["cpu_seconds"]
         self.best, self.test_accuracy = state["best"], state["test_accuracy"]
         return [Check(**check) for check in state["checks"]]
