@@ -365,13 +365,13 @@ def test_the_test_split_is_judged_where_validation_was_best(tmp_path):
 @pytest.mark.slow
 def test_a_tiny_copying_task_is_solved_with_h_detach():
     experiment = Experiment(
-        length=10, methods=("h-detach 0.25",), rates=(5e-3,), seeds=(1,), hidden=64, batch=50
+        length=10, methods=("h-detach 0.25",), rates=(5e-3,), seeds=(1,), hidden=64, batch=20
     )
     task = Copying(10, seed=1, copied=3, train=20_000, validation=500)
     training = Training(experiment.trials()[0], task)
     assert training.judge(task.validation)[1] < 0.2
     while training.step < 10_000 and training.judge(task.validation)[1] < 0.99:
-        training.train(500)
+        training.train(250)
     assert training.judge(task.validation)[1] >= 0.99
 
 
