@@ -1,18 +1,35 @@
 """Gradients taken apart: block matrices, valves, lags, the training diagnostic, the command."""
 
+import csv
 import itertools
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny import DIM, MODEL, random_features
+from tiny import CAPTIONS as CAPTIONS_AS_TEXT
+from tiny import DIM, MODEL, make_data, random_features
 
-from benchmarks.block_recursion import block_matrices
-from captioner.data import pack
+from benchmarks.block_recursion import Blocks, block_matrices
+from benchmarks.gradient_lags import (
+    ALL,
+    CELL,
+    HIDDEN,
+    SHARE,
+    Detach,
+    Samples,
+    add_lags,
+    lstm_lags,
+)
+from benchmarks.gradient_random import RandomSettings, add_jacobians, add_random
+from benchmarks.gradients import main
+from captioner.checkpoint import Checkpoint, save
+from captioner.config import DecodeConfig
+from captioner.data import CaptionDataset, pack
 from captioner.decoder import Teacher, make_decoder
 from captioner.flow import gradient_flow, unroll, unroll_lstm
 from captioner.lstm import HDetachLSTM
+from captioner.vocabulary import Vocabulary
 
 T, I, H = 6, 3, 4
 # Every gate of W_hh and W_ih and the bias: rows of i, f, g and o.
@@ -238,3 +255,154 @@ def test_taking_a_pass_apart_leaves_no_gradient_and_draws_nothing():
     assert decoder.training
     assert all(module.training for module in decoder.modules())
     assert all(weight.grad is None for weight in decoder.parameters())
+
+
+def detached_rows(rows, path):
+    return {row.lag: row for row in rows if row.path == path}
+
+
+def test_the_lags_of_an_lstm_are_products_of_its_block_matrices():
+    lstm, x, _ = small()
+    direction = torch.randn(H, dtype=torch.float64)
+    rows = lstm_lags(lstm, x[:, None], lambda output: output @ direction, detached=[Detach(0.3)])
+    blocks = block_matrices(lstm, x)
+    for path, keep in ((ALL, 1.0), (CELL, 0.0), ("p = 0.3, expected", 0.7)):
+        found = detached_rows(rows, path)
+        assert list(found) == list(range(T))
+        for lag, row in found.items():
+            h, c = blocks.h[-1 - lag], blocks.c[-1 - lag]
+            after = slice(T - lag, T)
+            later = Blocks(blocks.cell[after], blocks.hidden[after], blocks.h, blocks.c)
+            jacobian = later.carry(torch.eye(3 * H, dtype=torch.float64), keep)
+            arrived = direction @ jacobian[H : 2 * H, : 2 * H]
+            slope = h / c.tanh() * (1 - c.tanh() ** 2)  # c also acts through its own h
+            wanted = arrived[:H] + slope * arrived[H:]
+            assert row.mean == pytest.approx(wanted.norm().item()), (path, lag)
+
+
+def test_a_draw_of_one_step_is_either_all_paths_or_the_cell_alone_in_stacked_layers_too():
+    torch.manual_seed(0)
+    lstm = HDetachLSTM(I, H, 2).double()
+    x = torch.randn(5, 3, I, dtype=torch.float64)
+    run = unroll_lstm(lstm, x.flatten(0, 1), [3] * 5)
+    run.losses[-1] = run.steps[-1].h[-1].sum(1)
+    samples = Samples()
+    sides = [Detach(0.25), Detach(0.25, draws=4000)]
+    add_lags(samples, run, sides, torch.Generator().manual_seed(0))
+    rows = samples.rows()
+    for lag in range(5):
+        everything, cell, hidden, expected, drawn = (
+            detached_rows(rows, path)[lag]
+            for path in (ALL, CELL, HIDDEN, sides[0].name, sides[1].name)
+        )
+        assert everything.mean <= cell.mean + hidden.mean + 1e-12
+        assert (drawn.count, expected.count) == (3 * 4000, 3)
+        if lag == 1:
+            wanted = 0.75 * everything.mean + 0.25 * cell.mean
+            assert drawn.mean == pytest.approx(wanted, rel=0.01)
+            assert drawn.mean != pytest.approx(everything.mean, rel=0.02)
+        assert cell.cosine == pytest.approx(1)
+
+
+def test_random_lstms_drown_the_cell_more_the_larger_their_recurrent_weights_are():
+    shares = []
+    for scale in (0.5, 2.0, 8.0):
+        samples = Samples()
+        settings = RandomSettings(hidden=16, lags=20, warm_up=5)
+        add_random(samples, settings, scale, [Detach(0.5), Detach(0.5, draws=3)], seed=1)
+        rows = samples.rows()
+        assert [row.lag for row in rows if row.path == ALL] == list(range(1, 21))
+        shares.append(detached_rows(rows, SHARE)[20].mean)
+        expected = detached_rows(rows, "p = 0.5, expected")[20]
+        assert detached_rows(rows, CELL)[20].mean < expected.mean
+        assert expected.mean < detached_rows(rows, ALL)[20].mean
+    assert shares == sorted(shares)
+    assert shares[0] < 0.9 < shares[2]
+
+
+def test_the_jacobians_are_those_of_autograd():
+    lstm, x, state = small()
+    samples = Samples()
+    add_jacobians(samples, block_matrices(lstm, x, state), 3, [], torch.Generator())
+
+    def last(before):
+        return last_state(lstm, x[-3:], (before[H:], before[:H]))
+
+    middle = last_state(lstm, x[:-3], state).detach()
+    wanted = torch.autograd.functional.jacobian(last, middle).norm().item() / (2 * H) ** 0.5
+    assert detached_rows(samples.rows(), ALL)[3].mean == pytest.approx(wanted)
+
+
+def checkpoint(folder, name, layers=1):
+    """A saved tiny checkpoint, and prepared data it fits."""
+    data = make_data(folder / "data")
+    split = CaptionDataset(data, "val")
+    config = replace(MODEL, decoder=name, num_layers=layers)
+    decoder = make_decoder(config, len(split.vocabulary), DIM)
+    made = Checkpoint(
+        decoder, config, split.store.encoder, DecodeConfig(), split.vocabulary, DIM, 2
+    )
+    save(made, folder / "best")
+    return folder / "best", data
+
+
+@pytest.mark.parametrize(("name", "layers"), SHAPES)
+def test_the_command_takes_any_checkpoint_and_writes_table_file_and_picture(
+    name, layers, tmp_path, capsys
+):
+    best, data = checkpoint(tmp_path, name, layers)
+    options = ["--data", str(data), "--pictures", "5", "--lags", "3", "--untrained"]
+    files = ["--csv", str(tmp_path / "a.csv"), "--plot", str(tmp_path / "a.png")]
+    assert main([str(best), *options, *files]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("attention too") == (4 if name == "show_attend_tell" else 0)
+    assert "share of h" in printed
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    with (tmp_path / "a.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    words = [len(caption.split()) + 1 for caption in CAPTIONS_AS_TEXT[:5]]
+    first = [r for r in rows if r["decoder"] == "trained" and r["path"] == ALL]
+    picture = int(name == "show_tell")  # is a step, too
+    lags = range(max(words) + picture)
+    wanted = [sum(max(0, n + picture - max(lag, picture)) for n in words) for lag in lags]
+    assert [int(row["count"]) for row in first] == wanted
+
+
+def test_the_random_command_prints_its_table_and_writes_file_and_picture(tmp_path, capsys):
+    files = ["--csv", str(tmp_path / "a.csv"), "--plot", str(tmp_path / "a.png")]
+    sizes = ["--hidden", "8", "--lags", "6", "--seeds", "1", "2", "--draws", "2"]
+    assert main(["random", *sizes, "--scales", "1", "4", *files]) == 0
+    printed = capsys.readouterr().out
+    assert "mean forget gate" in printed
+    assert "p = 0.5, drawn" in printed
+    assert (tmp_path / "a.png").stat().st_size > 1000
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    assert len(lines) == 1 + 2 * 2 * 6 * 8  # biases, scales, lags, paths
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "CHECKPOINT"),
+        (["somewhere"], "--data"),
+        (["nowhere/at/all", "--data", "x"], "no checkpoint at nowhere"),
+        (["random", "--scales", "0"], "--scales"),
+        (["random", "--probs", "0"], "--probs"),
+        (["random", "--data", "x"], "--data"),
+        (["random", "--plot", "x.txt"], "--plot"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_1(options, said, capsys):
+    assert main(options) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith("error: ")
+    assert said in line
+
+
+def test_data_of_other_words_is_one_line(tmp_path, capsys):
+    best, data = checkpoint(tmp_path, "show_tell")
+    Vocabulary.build(["a dog"], min_count=1).save(data / "vocabulary.json")
+    assert main([str(best), "--data", str(data)]) == 1
+    assert "is not what" in capsys.readouterr().err
