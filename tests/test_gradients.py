@@ -283,24 +283,26 @@ def test_the_lags_of_an_lstm_are_products_of_its_block_matrices():
 def test_a_draw_of_one_step_is_either_all_paths_or_the_cell_alone_in_stacked_layers_too():
     torch.manual_seed(0)
     lstm = HDetachLSTM(I, H, 2).double()
-    x = torch.randn(5, 3, I, dtype=torch.float64)
-    run = unroll_lstm(lstm, x.flatten(0, 1), [3] * 5)
+    with torch.no_grad():
+        lstm.weight_hh_l1.mul_(5)
+    x = torch.randn(3, 3, I, dtype=torch.float64)
+    run = unroll_lstm(lstm, x.flatten(0, 1), [3] * 3)
     run.losses[-1] = run.steps[-1].h[-1].sum(1)
     samples = Samples()
-    sides = [Detach(0.25), Detach(0.25, draws=4000)]
+    sides = [Detach(0.25), Detach(0.25, draws=1500)]
     add_lags(samples, run, sides, torch.Generator().manual_seed(0))
     rows = samples.rows()
-    for lag in range(5):
+    for lag in range(3):
         everything, cell, hidden, expected, drawn = (
             detached_rows(rows, path)[lag]
             for path in (ALL, CELL, HIDDEN, sides[0].name, sides[1].name)
         )
         assert everything.mean <= cell.mean + hidden.mean + 1e-12
-        assert (drawn.count, expected.count) == (3 * 4000, 3)
+        assert (drawn.count, expected.count) == (3 * 1500, 3)
         if lag == 1:
             wanted = 0.75 * everything.mean + 0.25 * cell.mean
             assert drawn.mean == pytest.approx(wanted, rel=0.01)
-            assert drawn.mean != pytest.approx(everything.mean, rel=0.02)
+            assert wanted != pytest.approx(everything.mean, rel=0.03)
         assert cell.cosine == pytest.approx(1)
 
 
