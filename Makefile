@@ -68,7 +68,7 @@ check: setup
 lock: setup
 	{ sed -n '/^#/p' requirements.txt; \
 	echo 'torch==2.14.1' | $(BIN)/uv pip compile --quiet --universal --python-version 3.10 \
-		--extra test --no-annotate --no-header --constraint - pyproject.toml; } > requirements.new
+		--extra test --extra benchmarks --no-annotate --no-header --constraint - pyproject.toml; } > requirements.new
 	mv requirements.new requirements.txt
 
 clean:

@@ -1,9 +1,16 @@
-"""The command lines beside `captioner`: wrong options are a ConfigError, like any wrong setting."""
+"""The command lines' parsers: wrong options are a ConfigError, like any wrong setting."""
 
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+import difflib
+import re
+from argparse import ArgumentError, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
 
 from captioner.errors import ConfigError
 
@@ -14,3 +21,45 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise it, with the way to the help."""
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def picture(text: str) -> Path:
+    """The path of a picture that can be written, as an option's type."""
+    path = Path(text)
+    if path.suffix not in (".png", ".svg", ".pdf") or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no .png, .svg or .pdf in a folder there is")
+    return path
+
+
+class SettingsParser(ArgumentParser):
+    """A parser of dataclasses and YAML files; its errors name the nearest settings there are."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, exit_on_error=False, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        message = " ".join(message.replace("<class '", "").replace("'>", "").split())
+        raise ConfigError(f"{message}; {self._hint(message)}") from None
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """The help without "default: null": what is not given is the checkpoint's own."""
+        text = re.sub(r",\s+default:\s+null\)", ")", super().format_help(*args, **kwargs))
+        return re.sub(r"\s*\(default:\s+null\)", "", text)
+
+    def read(self, arguments: Sequence[str]) -> Namespace:
+        """Parse, turning every complaint into a ConfigError."""
+        try:
+            return super().parse_args(list(arguments))
+        except (ArgumentError, TypeError, ValueError) as error:
+            self.error(str(error))
+
+    def _hint(self, message: str) -> str:
+        known = {o for action in self._actions for o in action.option_strings if o[:2] == "--"}
+        by_last = {option.split(".")[-1].lstrip("-"): option for option in sorted(known)}
+        asked = message.replace("'", " ").split()
+        names = [word.split("=")[0] for word in asked if word.startswith("--")] or asked[-1:]
+        wanted = names[0].split(".")[-1].lstrip("-")
+        near = difflib.get_close_matches(wanted, by_last, 3, 0.6)
+        if near and ("unrecognized" in message or "does not accept" in message):
+            return f"did you mean {' or '.join(by_last[name] for name in near)}?"
+        return f"see `{self.prog} --help`"

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import logging
 import os
-import re
 import sys
 import time
-from argparse import ArgumentError, BooleanOptionalAction, Namespace
+from argparse import BooleanOptionalAction, Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
-
-from jsonargparse import ArgumentParser
+from typing import TYPE_CHECKING, Any
 
 from captioner import __version__
+from captioner.arguments import SettingsParser
 from captioner.config import Config, DecodeConfig
 from captioner.errors import CaptionerError, ConfigError, DataError
 from captioner.metrics import METRICS, SPICE, Scores
@@ -75,42 +72,8 @@ def _run(arguments: Sequence[str]) -> int:
     return commands[arguments[0]](arguments[1:])
 
 
-class _Parser(ArgumentParser):
-    """A parser whose errors are one ConfigError, naming the nearest settings there are."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, exit_on_error=False, allow_abbrev=False, **kwargs)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        message = " ".join(message.replace("<class '", "").replace("'>", "").split())
-        raise ConfigError(f"{message}; {self._hint(message)}") from None
-
-    def format_help(self, *args: Any, **kwargs: Any) -> str:
-        """The help without "default: null": what is not given is the checkpoint's own."""
-        text = re.sub(r",\s+default:\s+null\)", ")", super().format_help(*args, **kwargs))
-        return re.sub(r"\s*\(default:\s+null\)", "", text)
-
-    def read(self, arguments: Sequence[str]) -> Namespace:
-        """Parse, turning every complaint into a ConfigError."""
-        try:
-            return super().parse_args(list(arguments))
-        except (ArgumentError, TypeError, ValueError) as error:
-            self.error(str(error))
-
-    def _hint(self, message: str) -> str:
-        known = {o for action in self._actions for o in action.option_strings if o[:2] == "--"}
-        by_last = {option.split(".")[-1].lstrip("-"): option for option in sorted(known)}
-        asked = message.replace("'", " ").split()
-        names = [word.split("=")[0] for word in asked if word.startswith("--")] or asked[-1:]
-        wanted = names[0].split(".")[-1].lstrip("-")
-        near = difflib.get_close_matches(wanted, by_last, 3, 0.6)
-        if near and ("unrecognized" in message or "does not accept" in message):
-            return f"did you mean {' or '.join(by_last[name] for name in near)}?"
-        return f"see `{self.prog} --help`"
-
-
 def _train(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = SettingsParser(
         prog="captioner train", description="Train a decoder on data made by `python -m data_prep`."
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the settings")
@@ -132,7 +95,7 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = SettingsParser(
         prog="captioner evaluate",
         description="Caption a split of prepared data and score the captions. "
         "Search settings that are not given are the (first) checkpoint's own.",
@@ -194,7 +157,7 @@ def _evaluate(arguments: Sequence[str]) -> int:
 
 
 def _score(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = SettingsParser(
         prog="captioner score",
         description="Score COCO result files against a COCO captions file; no model is needed. "
         "Of two result files it says whether their difference is real.",
@@ -312,7 +275,7 @@ def _diversity(
 
 
 def _caption(arguments: Sequence[str]) -> int:
-    parser = _Parser(
+    parser = SettingsParser(
         prog="captioner caption",
         description="Caption pictures and folders of them. "
         "Search settings that are not given are the (first) checkpoint's own.",
@@ -391,7 +354,7 @@ def _print_captions(path: Path, captions: Sequence[Caption], as_json: bool, alon
             print(f"{label}{caption.text}{shown}", flush=True)
 
 
-def _add_score_arguments(parser: ArgumentParser) -> None:
+def _add_score_arguments(parser: SettingsParser) -> None:
     known = (*METRICS, SPICE)
     parser.add_argument("--metrics", nargs="+", choices=known, help=f"by default all but {SPICE}")
     parser.add_argument(
@@ -404,7 +367,7 @@ def _add_score_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, help="folder of the photographs, for the report")
 
 
-def _add_server_argument(parser: ArgumentParser, out: str) -> None:
+def _add_server_argument(parser: SettingsParser, out: str) -> None:
     parser.add_argument(
         "--server",
         nargs=2,
@@ -425,7 +388,7 @@ def _result_file(out: str | None, server: Sequence[str] | None) -> Path | None:
     return _writable(str(Path(out) / name))
 
 
-def _add_decode_arguments(parser: ArgumentParser) -> None:
+def _add_decode_arguments(parser: SettingsParser) -> None:
     parser.add_argument("--beam-size", type=int, help="hypotheses kept; 1 is greedy")
     parser.add_argument("--max-words", type=int, help="a caption is cut here")
     parser.add_argument(

@@ -1,0 +1,154 @@
+"""The command `python -m benchmarks.memory`: train on tasks that need long memories, compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from benchmarks.memory import transfer
+from benchmarks.memory.experiment import Experiment, Trial
+from benchmarks.memory.plots import draw_curves, draw_transfer
+from benchmarks.memory.report import rows, table, write_checks, write_trials
+from benchmarks.memory.training import Check, Outcome, read_outcome, run_trial
+from benchmarks.report import machine
+from captioner.arguments import SettingsParser, picture
+from captioner.errors import CaptionerError, ConfigError
+
+DESCRIPTION = """Tasks that need long memories: h-detach beside a plain LSTM and other networks.
+
+  python -m benchmarks.memory train    --config configs/memory/copying30.yaml
+  python -m benchmarks.memory report   --config configs/memory/copying30.yaml --plot copying30.png
+  python -m benchmarks.memory transfer --config configs/memory/copying30.yaml --lengths [20,30,60]
+
+`train` goes on where it stopped; started twice it shares the trials between two processes."""
+_PROGRAM = "python -m benchmarks.memory"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    commands = {"train": _train, "report": _report, "transfer": _transfer}
+    try:
+        if not given or given[0] in ("-h", "--help"):
+            print(DESCRIPTION)
+            return 0
+        if given[0] not in commands:
+            raise ConfigError(f"no command {given[0]!r}; choose from {', '.join(commands)}")
+        commands[given[0]](given[1:])
+    except CaptionerError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from the last validation", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _train(arguments: Sequence[str]) -> None:
+    parser = _parser("train", "Train what is not trained yet, trial by trial; then report.")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    settings = parser.read(arguments)
+    if settings.threads < 1:
+        raise ConfigError(f"threads is {settings.threads}; it must be >= 1")
+    torch.set_num_threads(settings.threads)
+    trials = _experiment(parser, settings).trials()
+    for number, trial in enumerate(trials, 1):
+        _train_one(trial, f"{number}/{len(trials)} {trial.folder.name}")
+    _tell(trials, shlex.join([*_PROGRAM.split(), "train", *arguments]))
+
+
+def _train_one(trial: Trial, name: str) -> None:
+    with tqdm(total=trial.experiment.steps, unit="step", desc=name, mininterval=5) as bar:
+
+        def tell(check: Check) -> None:
+            bar.update(check.step - bar.n)
+            bar.set_postfix(loss=f"{check.train_loss:.4f}", accuracy=f"{check.accuracy:.3f}")
+
+        run_trial(trial, tell)
+
+
+def _report(arguments: Sequence[str]) -> None:
+    parser = _parser("report", "Tell what is trained so far; writes CSV files to `out`.")
+    _add_plot(parser, "validation accuracy over the steps")
+    settings = parser.read(arguments)
+    experiment = _experiment(parser, settings)
+    outcomes = _tell(experiment.trials(), shlex.join([*_PROGRAM.split(), "report", *arguments]))
+    write_trials(outcomes, Path(experiment.out) / "trials.csv")
+    write_checks(outcomes, Path(experiment.out) / "checks.csv")
+    if settings.plot:
+        draw_curves(outcomes, _title(experiment), _note(outcomes), settings.plot)
+
+
+def _transfer(arguments: Sequence[str]) -> None:
+    parser = _parser("transfer", "Test networks trained on copying at other lengths T.")
+    parser.add_argument(
+        "--lengths", type=list[int], default=[10, 20, 30, 60, 100, 200, 300], help="T to test at"
+    )
+    _add_plot(parser, "accuracy over T")
+    settings = parser.read(arguments)
+    experiment = _experiment(parser, settings)
+    if not settings.lengths:
+        raise ConfigError("lengths is empty; give at least one")
+    found = transfer.transfer(experiment.trials(), settings.lengths)
+    command = shlex.join([*_PROGRAM.split(), "transfer", *arguments])
+    header = machine(command, torch.device("cpu"))
+    print(*(f"{key}: {value}" for key, value in header.items()), sep="\n")
+    print("accuracy in %: mean (lowest) over the trials", "", transfer.table(found), sep="\n")
+    if settings.plot:
+        note = f"{header['processor']}, torch {header['torch']}, {header['date']}"
+        draw_transfer(found, experiment.length, note, settings.plot)
+
+
+def _tell(trials: Sequence[Trial], command: str) -> list[Outcome]:
+    """Print the table of the trials that are over; returns them."""
+    outcomes = [outcome for trial in trials if (outcome := read_outcome(trial)) is not None]
+    if not outcomes:
+        raise ConfigError(f"no trial in {trials[0].experiment.out} is finished yet")
+    for name in ("processor", "torch", "threads", "allocator"):
+        print(f"{name}: {'; '.join(dict.fromkeys(o.machine[name] for o in outcomes))}")
+    dates = sorted(outcome.machine["date"] for outcome in outcomes)
+    print(f"command: {command}")
+    print(f"trials finished: {len(outcomes)} of {len(trials)}, {dates[0]} to {dates[-1]}")
+    print("accuracy and test in %, mean ± deviation over seeds; steps to 99 %: their median")
+    print("", table(rows(outcomes)), sep="\n")
+    return outcomes
+
+
+def _title(experiment: Experiment) -> str:
+    if experiment.task in ("copying", "adding"):
+        return f"{experiment.task}, T = {experiment.length}, H = {experiment.hidden}"
+    order = "permuted " if experiment.permuted else ""
+    return f"{order}{experiment.task}, H = {experiment.hidden}"
+
+
+def _note(outcomes: Sequence[Outcome]) -> str:
+    last = max((outcome.machine for outcome in outcomes), key=lambda found: found["date"])
+    return f"{last['processor']}, torch {last['torch']}, {last['date']}"
+
+
+def _parser(command: str, description: str) -> SettingsParser:
+    parser = SettingsParser(prog=f"{_PROGRAM} {command}", description=description)
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings")
+    parser.add_class_arguments(Experiment)
+    return parser
+
+
+def _add_plot(parser: SettingsParser, what: str) -> None:
+    parser.add_argument("--plot", type=picture, help=f"picture of {what}: .png, .svg or .pdf")
+
+
+def _experiment(parser: SettingsParser, settings: Namespace) -> Experiment:
+    values = parser.instantiate(settings)
+    names = [field.name for field in dataclasses.fields(Experiment)]
+    return Experiment(**{name: values[name] for name in names})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""An experiment: one task, and the trainings that are compared on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Literal
+
+from benchmarks.memory.networks import Method
+from benchmarks.memory.tasks import Adding, Copying, Task, digits, mnist
+from captioner.errors import ConfigError
+
+_OF_A_TRIAL = ("task", "length", "permuted", "hidden", "batch", "check_steps", "clip")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Every method at every learning rate with every seed; by default the paper's copying task.
+
+    Args:
+        task: copying, adding, digits (scikit-learn's, 64 pixels) or mnist (784 pixels).
+        length: T of copying and adding.
+        permuted: read the pixels of digits and mnist in one random order.
+        methods: lstm, "h-detach P", "c-detach P", gru, irnn, zoneout, indrnn; with "unclipped"
+            behind, gradients are left as they are.
+        rates: learning rates of Adam.
+        seeds: of weights, data and draws.
+        hidden: units H.
+        batch: sequences of a step of the optimizer.
+        steps: of the optimizer, at most; trials that are over go on when it is raised.
+        check_steps: steps between validations.
+        clip: largest norm of all gradients together.
+        plain_steps: the last steps, trained with p = 0 (the authors' "annealing").
+        stop_at: validation accuracy that ends a trial; 0 goes on to the end.
+        data: folder of MNIST.
+        out: folder of the trials.
+    """
+
+    task: Literal["copying", "adding", "digits", "mnist"] = "copying"
+    length: int = 100
+    permuted: bool = False
+    methods: tuple[str, ...] = ("lstm", "h-detach 0.25", "h-detach 0.5")
+    rates: tuple[float, ...] = (1e-3,)
+    seeds: tuple[int, ...] = (1, 2, 3, 4, 5)
+    hidden: int = 128
+    batch: int = 100
+    steps: int = 600_000
+    check_steps: int = 1000
+    clip: float = 1.0
+    plain_steps: int = 0
+    stop_at: float = 0.0
+    data: str = "data/mnist"
+    out: str = "runs/memory"
+
+    def __post_init__(self) -> None:
+        for method in self.methods:
+            Method.parse(method)
+        for name in ("methods", "rates", "seeds"):
+            if not getattr(self, name):
+                raise ConfigError(f"{name} is empty; give at least one")
+        for name in ("hidden", "batch", "steps", "check_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be >= 1")
+        if not all(rate > 0 for rate in self.rates) or not self.clip > 0:
+            raise ConfigError("rates and clip must be above 0")
+        if not 0 <= self.plain_steps <= self.steps:
+            raise ConfigError(f"plain_steps is {self.plain_steps}; it must be in [0, steps]")
+        if not 0 <= self.stop_at <= 1:
+            raise ConfigError(f"stop_at is {self.stop_at}; it must be in [0, 1]")
+
+    def trials(self) -> list[Trial]:
+        """Seed by seed, so that an experiment broken off is a smaller whole one."""
+        return [
+            Trial(self, Method.parse(method), rate, seed)
+            for seed, rate, method in product(self.seeds, self.rates, self.methods)
+        ]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of an experiment."""
+
+    experiment: Experiment
+    method: Method
+    rate: float
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """Its log, its place, its best weights, and `trial.json` once it is over."""
+        name = f"{self.method}-rate{self.rate:g}-seed{self.seed}".replace(" ", "-")
+        return Path(self.experiment.out) / name
+
+    @property
+    def settings(self) -> dict[str, str | int | float | bool]:
+        """What its course depends on: not where its folder lies, nor how far it is to go."""
+        shared = {name: getattr(self.experiment, name) for name in _OF_A_TRIAL}
+        plain = self.experiment.plain_steps
+        plain_from = self.experiment.steps - plain if plain else 0
+        own = {"method": str(self.method), "rate": self.rate, "seed": self.seed}
+        return {**shared, **own, "plain_from": plain_from}
+
+    def task(self) -> Task:
+        """Its data; of copying and adding each seed has its own."""
+        experiment = self.experiment
+        if experiment.task == "copying":
+            return Copying(experiment.length, self.seed)
+        if experiment.task == "adding":
+            return Adding(experiment.length, self.seed)
+        if experiment.task == "digits":
+            return digits(permuted=experiment.permuted)
+        return mnist(Path(experiment.data), permuted=experiment.permuted)
