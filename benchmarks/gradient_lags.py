@@ -262,7 +262,7 @@ def singular_values(weight_hh: Tensor) -> dict[str, Tensor]:
     return {name: torch.linalg.svdvals(part) for name, part in (whole | parts).items()}
 
 
-def next_word_loss(readout: Callable[[Tensor], Tensor], targets: Tensor) -> Callable[..., Tensor]:
+def token_losses(readout: Callable[[Tensor], Tensor], targets: Tensor) -> Callable[..., Tensor]:
     """The loss for `lstm_lags`: cross-entropies (T, B) of `readout`'s logits for targets (T, B)."""
 
     def losses(outputs: Tensor) -> Tensor:

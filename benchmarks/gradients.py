@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from benchmarks.gradient_plots import draw_captions, draw_random
 from benchmarks.gradient_random import RandomSettings, add_random
 from benchmarks.gradient_report import Groups, detached_table, parts_table, write_csv
 from benchmarks.report import aligned, machine
-from captioner.arguments import Parser
+from captioner.arguments import Parser, number, picture, positive
 from captioner.checkpoint import Checkpoint, load
 from captioner.data import CaptionDataset
 from captioner.decoder import Decoder, ShowAttendTell, make_decoder
@@ -83,10 +84,10 @@ def _captions(args: argparse.Namespace, command: str) -> None:
         decoders["untrained"] = fresh
     attends = isinstance(checkpoint.decoder, ShowAttendTell)
     detached = [
-        Detach(prob, attention, draws)
+        detach
         for prob in args.probs
-        for attention in ((False, True) if attends else (False,))
-        for draws in (0, args.draws)
+        for detach in (Detach(prob), Detach(prob, True), Detach(prob, draws=args.draws))
+        if attends or not detach.attention
     ]
     groups: dict[tuple[str, ...], list[Row]] = {}
     summary, values = [], []
@@ -170,13 +171,13 @@ def _random_parser() -> Parser:
         "by all paths, along c alone, and with h-detach, as the recurrent weights grow.",
     )
     add = parser.add_argument
-    add("--hidden", type=_positive, metavar="H", default=64, help="units (%(default)s)")
-    add("--scales", type=_number(lambda s: s > 0, "above 0"), nargs="+", metavar="X",
+    add("--hidden", type=positive, metavar="H", default=64, help="units (%(default)s)")
+    add("--scales", type=number(lambda s: s > 0, "above 0"), nargs="+", metavar="X",
         default=[0.5, 1, 2, 4, 8], help="of W_hh, times U(+-1/sqrt H) (%(default)s)")  # fmt: skip
-    add("--forget-bias", type=_number(lambda b: b == b, "at all"), nargs="+", metavar="X",
+    add("--forget-bias", type=number(math.isfinite, "that is finite"), nargs="+", metavar="X",
         default=[0, 3], help="added to that of the forget gate (%(default)s)")  # fmt: skip
-    add("--lags", type=_positive, metavar="K", default=50, help="steps back (%(default)s)")
-    add("--seeds", type=_positive, nargs="+", metavar="N", default=[1, 2, 3, 4, 5],
+    add("--lags", type=positive, metavar="K", default=50, help="steps back (%(default)s)")
+    add("--seeds", type=positive, nargs="+", metavar="N", default=[1, 2, 3, 4, 5],
         help="of weights and inputs (%(default)s)")  # fmt: skip
     _add_common(parser, draws=50, of="LSTM")
     return parser
@@ -195,53 +196,30 @@ def _checkpoint_parser() -> Parser:
     add("checkpoint", metavar="CHECKPOINT", help="folder of a captioning checkpoint, or `random`")
     add("--data", type=Path, required=True, metavar="FOLDER", help="prepared data")
     add("--split", default="val", help="of the data (%(default)s)")
-    add("--pictures", type=_positive, metavar="N", default=40,
+    add("--pictures", type=positive, metavar="N", default=16,
         help="the first N, all their captions (%(default)s)")  # fmt: skip
     add("--untrained", action="store_true", help="the same decoder with fresh weights beside it")
-    add("--lags", type=_positive, metavar="K", default=12, help="words back told (%(default)s)")
-    add("--seed", type=_positive, metavar="N", default=1, help="of draws and fresh weights")
-    _add_common(parser, draws=4, of="word of a caption")
+    add("--lags", type=positive, metavar="K", default=12, help="words back told (%(default)s)")
+    add("--seed", type=positive, metavar="N", default=1, help="of draws and fresh weights")
+    _add_common(parser, draws=2, of="word of a caption")
     return parser
 
 
 def _add_common(parser: argparse.ArgumentParser, *, draws: int, of: str) -> None:
     add = parser.add_argument
-    add("--probs", type=_number(lambda p: 0 < p <= 1, "above 0, at most 1"), nargs="+",
+    add("--probs", type=number(lambda p: 0 < p <= 1, "above 0, at most 1"), nargs="+",
         metavar="P", default=[0.25, 0.5], help="of h-detach (%(default)s)")  # fmt: skip
-    add("--draws", type=_positive, metavar="N", default=draws,
+    add("--draws", type=positive, metavar="N", default=draws,
         help=f"of blocked steps, for each {of} (%(default)s)")  # fmt: skip
-    add("--csv", type=_file(".csv"), metavar="FILE", help="every row, with quantiles")
-    add("--plot", type=_file(".png", ".svg", ".pdf"), metavar="FILE", help="a picture")
+    add("--csv", type=_table_file, metavar="FILE", help="every row, with quantiles")
+    add("--plot", type=picture, metavar="FILE", help="a picture")
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def _number(holds: Callable[[float], bool], bound: str) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not holds(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number {bound}")
-        return value
-
-    return read
-
-
-def _file(*endings: str) -> Callable[[str], Path]:
-    def read(text: str) -> Path:
-        path = Path(text)
-        if path.suffix not in endings or not path.parent.is_dir():
-            kinds = " or ".join(endings)
-            raise argparse.ArgumentTypeError(f"{text!r} is no {kinds} in a folder there is")
-        return path
-
-    return read
+def _table_file(text: str) -> Path:
+    path = Path(text)
+    if path.suffix != ".csv" or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is no .csv in a folder there is")
+    return path
 
 
 if __name__ == "__main__":
