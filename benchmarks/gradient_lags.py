@@ -104,25 +104,17 @@ def add_parts(samples: Samples, lag: int, everything: Tensor, cell: Tensor) -> N
 def add_detached(
     samples: Samples, lag: int, path: str, part: Tensor, everything: Tensor, cell: Tensor
 ) -> None:
-    """Note gradients (n, X) under a name, beside those of all paths and along c (m, X).
-
-    n is m times the draws of each.
-    """
-    norm = part.norm(dim=1)
-    times = len(norm) // len(everything)
-    ratio = over(norm, everything.norm(dim=1).repeat(times))
-    samples.add(lag, path, norm, ratio, _cosine(part, cell.repeat(times, 1)))
+    """Note gradients (draws * m, X) under a name, beside those of all paths and along c (m, X)."""
+    draws = part.view(-1, *cell.shape)  # (draws, m, X)
+    norm = draws.norm(dim=2)
+    cosine = over(torch.einsum("dmx,mx->dm", draws, cell), norm * cell.norm(dim=1))
+    ratio = over(norm, everything.norm(dim=1))
+    samples.add(lag, path, norm.flatten(), ratio.flatten(), cosine.flatten())
 
 
 def over(part: Tensor, whole: Tensor) -> Tensor:
-    """part / whole (n,), 0 where there is nothing at all."""
+    """part / whole, 0 where there is nothing at all."""
     return torch.where(whole > 0, part / whole, 0.0)
-
-
-def _cosine(one: Tensor, other: Tensor) -> Tensor:
-    """Cosine (n,) of rows of any length, however short; 0 with nothing."""
-    unit, other_unit = (over(x, x.norm(dim=1, keepdim=True)) for x in (one, other))
-    return (unit * other_unit).sum(1)
 
 
 def add_lags(
