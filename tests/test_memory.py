@@ -13,16 +13,19 @@ from benchmarks.memory.experiment import Experiment
 from benchmarks.memory.networks import CELLS, IndRNN, Method, Network, ZoneoutLSTM, irnn
 from benchmarks.memory.plots import accuracy_at
 from benchmarks.memory.report import rows
+from benchmarks.memory.running import run_trials
+from benchmarks.memory.stacked import StackedSequence, train_together
 from benchmarks.memory.tasks import Adding, Copying, Pixels, copying_batch, digits, mnist
-from benchmarks.memory.training import Check, Outcome, Training, read_outcome, run_trial
+from benchmarks.memory.training import Check, Outcome, Training, read_outcome
 from benchmarks.memory.transfer import transfer
 from captioner.errors import ConfigError
 from captioner.lstm import HDetachLSTM
 
 
 @pytest.fixture(autouse=True)
-def the_same_threads_after():
+def one_thread():
     threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
 
@@ -225,7 +228,7 @@ def test_indrnn_is_its_definition_and_keeps_its_bound():
 
 
 def outcome_of(trial):
-    run_trial(trial)
+    run_trials([trial])
     outcome = read_outcome(trial)
     assert outcome is not None
     return outcome
@@ -238,13 +241,13 @@ def without_time(checks):
 def test_a_trial_broken_off_goes_on_as_if_it_had_not_been(tmp_path):
     whole = outcome_of(tiny(tmp_path / "whole").trials()[0])
 
-    def break_off(check):
+    def break_off(trial, check):
         if check.step == 4:
             raise InterruptedError
 
     trial = tiny(tmp_path).trials()[0]
     with pytest.raises(InterruptedError):
-        run_trial(trial, break_off)
+        run_trials([trial], break_off)
     assert read_outcome(trial) is None
     assert without_time(outcome_of(trial).checks) == without_time(whole.checks)
 
@@ -259,9 +262,9 @@ def test_a_trial_goes_on_when_steps_are_raised_and_is_told_up_to_the_steps_asked
 
 
 def test_a_folder_with_a_trial_of_other_settings_is_refused(tmp_path):
-    run_trial(tiny(tmp_path).trials()[0])
+    run_trials(tiny(tmp_path).trials())
     with pytest.raises(ConfigError, match=r"holds a trial with another hidden; give another `out`"):
-        run_trial(tiny(tmp_path, hidden=9).trials()[0])
+        run_trials(tiny(tmp_path, hidden=9).trials())
 
 
 def test_a_trial_ends_once_it_is_as_good_as_asked_for(tmp_path):
@@ -281,7 +284,7 @@ def test_the_last_steps_are_trained_without_h_detach(tmp_path):
 def test_gradients_are_clipped_unless_the_method_says_otherwise(tmp_path):
     for method, limit in (("lstm", 1e-3), ("lstm unclipped", math.inf)):
         training = Training(tiny(tmp_path, methods=(method,), clip=1e-3).trials()[0])
-        norm_before = training.train(1)[1]
+        norm_before = training.train(1).largest_norm
         left = torch.stack([weight.grad.norm() for weight in training.network.parameters()]).norm()
         assert norm_before > 1e-3
         assert left.item() == pytest.approx(min(norm_before, limit), rel=1e-3)
@@ -289,8 +292,64 @@ def test_gradients_are_clipped_unless_the_method_says_otherwise(tmp_path):
 
 def test_a_gradient_that_is_not_finite_ends_the_trial_as_diverged(tmp_path):
     outcome = outcome_of(tiny(tmp_path, methods=("irnn unclipped",), rates=(1e30,)).trials()[0])
-    assert outcome.diverged.startswith("the gradient is")
+    assert outcome.diverged.startswith("a gradient is")
     assert rows([outcome])[0].diverged == 1
+
+
+ALL_LSTMS = ("lstm", "h-detach 0.5", "c-detach 0.5", "lstm unclipped")
+
+
+@pytest.mark.parametrize("task", ["copying", "adding", "digits"])
+def test_trainings_stacked_are_the_same_trainings(tmp_path, task):
+    changes = {"task": task, "methods": ALL_LSTMS, "seeds": (1, 2), "clip": 0.1}
+    together = tiny(tmp_path / "together", **changes).trials()
+    run_trials(together)
+    for one, alone in zip(together, tiny(tmp_path / "alone", **changes).trials(), strict=True):
+        run_trials([alone])
+        for found, wanted in zip(read_outcome(one).checks, read_outcome(alone).checks, strict=True):
+            assert found.train_loss == pytest.approx(wanted.train_loss, rel=1e-4)
+            assert found.largest_norm == pytest.approx(wanted.largest_norm, rel=1e-3)
+            assert found.val_loss == pytest.approx(wanted.val_loss, rel=1e-3)
+
+
+def test_gradients_of_stacked_networks_are_those_of_each(tmp_path):
+    torch.manual_seed(1)
+    x = torch.randn(5, 2, 3, 2, dtype=torch.float64, requires_grad=True)  # (T, S, B, I)
+    weigh = torch.randn(5, 3, 4, dtype=torch.float64)
+    blocked = torch.tensor([[1, 0, 1, 0, 1], [0, 1, 1, 0, 0]], dtype=torch.bool)
+    for detach in ("h", "c"):
+        cores = [HDetachLSTM(2, 4, detach=detach, fused=False).double() for _ in range(2)]
+        names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0")
+        weights = [
+            torch.stack([core.get_parameter(name).detach() for core in cores]).requires_grad_()
+            for name in names
+        ]
+        other = torch.stack([core.bias_hh_l0.detach() for core in cores])
+        is_open, free = 1 - blocked.t().double(), torch.ones(5, 2, dtype=torch.float64)
+        opened = (is_open, free) if detach == "h" else (free, is_open)
+        hidden = StackedSequence.apply(x, *weights[:2], weights[2] + other, *opened)
+        found = torch.autograd.grad((hidden * weigh.unsqueeze(1)).sum(), [x, *weights])
+        for s, core in enumerate(cores):
+            own = x[:, s].detach().requires_grad_()
+            alone = core(own, blocked=blocked[s])[0]
+            assert torch.allclose(hidden[:, s], alone, atol=1e-12)
+            inputs = [own, *(core.get_parameter(name) for name in names)]
+            wanted = torch.autograd.grad((alone * weigh).sum(), inputs)
+            for of_all, of_one in zip(
+                [found[0][:, s], *(g[s] for g in found[1:])], wanted, strict=True
+            ):
+                assert torch.allclose(of_all, of_one, atol=1e-12)
+
+
+def test_a_stacked_training_that_diverges_does_not_disturb_the_others(tmp_path):
+    broken, sound = tiny(tmp_path, methods=("lstm unclipped", "lstm")).trials()
+    trainings = [Training(broken), Training(sound)]
+    with torch.no_grad():
+        trainings[0].network.answer.weight.fill_(math.inf)
+    one, other = train_together(trainings, 3)
+    assert not one.finite
+    assert other.finite
+    assert all(weight.isfinite().all() for weight in trainings[1].network.parameters())
 
 
 def test_the_test_split_is_judged_where_validation_was_best(tmp_path):
@@ -305,21 +364,20 @@ def test_the_test_split_is_judged_where_validation_was_best(tmp_path):
 
 @pytest.mark.slow
 def test_a_tiny_copying_task_is_solved_with_h_detach():
-    torch.set_num_threads(1)
     experiment = Experiment(
-        length=10, methods=("h-detach 0.25",), rates=(5e-3,), seeds=(1,), hidden=64, batch=50
+        length=10, methods=("h-detach 0.25",), rates=(5e-3,), seeds=(1,), hidden=64, batch=20
     )
     task = Copying(10, seed=1, copied=3, train=20_000, validation=500)
     training = Training(experiment.trials()[0], task)
     assert training.judge(task.validation)[1] < 0.2
     while training.step < 10_000 and training.judge(task.validation)[1] < 0.99:
-        training.train(500)
+        training.train(250)
     assert training.judge(task.validation)[1] >= 0.99
 
 
 def test_transfer_at_the_trained_length_is_about_the_validation_accuracy(tmp_path):
     experiment = tiny(tmp_path, task="copying", length=3, hidden=16, batch=20, steps=30)
-    run_trial(experiment.trials()[0])
+    run_trials(experiment.trials())
     outcome = read_outcome(experiment.trials()[0])
     (by_length,) = transfer(experiment.trials(), [3, 8]).values()
     assert by_length[3] == pytest.approx([outcome.best.accuracy], abs=0.02)

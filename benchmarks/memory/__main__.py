@@ -16,10 +16,12 @@ from benchmarks.memory import transfer
 from benchmarks.memory.experiment import Experiment, Trial
 from benchmarks.memory.plots import draw_curves, draw_transfer
 from benchmarks.memory.report import rows, table, write_checks, write_trials
-from benchmarks.memory.training import Check, Outcome, read_outcome, run_trial
+from benchmarks.memory.running import run_trials
+from benchmarks.memory.training import Check, Outcome, read_outcome
 from benchmarks.report import machine
 from captioner.arguments import SettingsParser, picture
 from captioner.errors import CaptionerError, ConfigError
+from captioner.run import choose_device
 
 DESCRIPTION = """Tasks that need long memories: h-detach beside a plain LSTM and other networks.
 
@@ -53,25 +55,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(arguments: Sequence[str]) -> None:
     parser = _parser("train", "Train what is not trained yet, trial by trial; then report.")
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    add = parser.add_argument
+    add("--threads", type=int, default=1, help="of torch")
+    add("--device", default="auto", help="auto, cpu, cuda, ...")
+    add("--together", type=int, default=0, metavar="N",
+        help="LSTMs trained as one, weights stacked; 0: all on a GPU, 1 on a CPU")  # fmt: skip
     settings = parser.read(arguments)
-    if settings.threads < 1:
-        raise ConfigError(f"threads is {settings.threads}; it must be >= 1")
+    if settings.threads < 1 or settings.together < 0:
+        raise ConfigError("threads must be >= 1, together >= 0")
     torch.set_num_threads(settings.threads)
+    device = choose_device(settings.device)
     trials = _experiment(parser, settings).trials()
-    for number, trial in enumerate(trials, 1):
-        _train_one(trial, f"{number}/{len(trials)} {trial.folder.name}")
+    size = settings.together or (len(trials) if device.type == "cuda" else 1)
+    with tqdm(total=sum(trial.experiment.steps for trial in trials), unit="step") as bar:
+        done: dict[Trial, int] = {}
+
+        def tell(trial: Trial, check: Check) -> None:
+            done[trial] = check.step
+            bar.set_description(trial.folder.name)
+            bar.set_postfix(
+                step=check.step, loss=f"{check.train_loss:.4f}", accuracy=f"{check.accuracy:.3f}"
+            )
+            bar.update(sum(done.values()) - bar.n)
+
+        for start in range(0, len(trials), size):
+            group = trials[start : start + size]
+            run_trials(group, tell, device=device)
+            done.update((trial, trial.experiment.steps) for trial in group)
+            bar.update(sum(done.values()) - bar.n)
     _tell(trials, shlex.join([*_PROGRAM.split(), "train", *arguments]))
-
-
-def _train_one(trial: Trial, name: str) -> None:
-    with tqdm(total=trial.experiment.steps, unit="step", desc=name, mininterval=5) as bar:
-
-        def tell(check: Check) -> None:
-            bar.update(check.step - bar.n)
-            bar.set_postfix(loss=f"{check.train_loss:.4f}", accuracy=f"{check.accuracy:.3f}")
-
-        run_trial(trial, tell)
 
 
 def _report(arguments: Sequence[str]) -> None:

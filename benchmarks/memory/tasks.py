@@ -22,6 +22,10 @@ class Batch:
     inputs: Tensor  # (T, B, I)
     targets: Tensor  # (T, B) classes if each step is answered, else one a sequence: (B,)
 
+    def to(self, device: torch.device) -> Batch:
+        """The same on a device."""
+        return Batch(self.inputs.to(device), self.targets.to(device))
+
 
 class Task(ABC):
     """Where sequences come from, and how the answers to them are judged.
@@ -36,6 +40,15 @@ class Task(ABC):
     answered: int
     validation: Batch
     test: Batch | None = None
+    device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> Task:
+        """Move all data to a device; what is drawn stays the same."""
+        for name, value in vars(self).items():
+            if isinstance(value, Batch | Tensor):
+                setattr(self, name, value.to(device))
+        self.device = device
+        return self
 
     @abstractmethod
     def batch(self, size: int, generator: torch.Generator) -> Batch:
@@ -84,7 +97,7 @@ class Copying(Task):
     def batch(self, size: int, generator: torch.Generator) -> Batch:
         """Sequences drawn with replacement, as the authors do."""
         chosen = torch.randint(self._train.shape[1], (size,), generator=generator)
-        return copying_batch(self._train[:, chosen], self.length)
+        return copying_batch(self._train[:, chosen.to(self.device)], self.length)
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy over all steps, in nats."""
@@ -100,10 +113,10 @@ def copying_batch(symbols: Tensor, length: int) -> Batch:
     """The sequences that present these symbols (`copied`, B), and what to answer."""
     copied, size = symbols.shape
     steps = length + 2 * copied
-    inputs = torch.full((steps, size, 1), float(BLANK))
+    inputs = torch.full((steps, size, 1), float(BLANK), device=symbols.device)
     inputs[:copied, :, 0] = symbols.float()
     inputs[length + copied - 1] = DELIMITER
-    targets = torch.full((steps, size), BLANK)
+    targets = symbols.new_full((steps, size), BLANK)
     targets[-copied:] = symbols
     return Batch(inputs, targets)
 
@@ -133,7 +146,7 @@ class Adding(Task):
         marks = torch.zeros_like(values)
         column = torch.arange(size)
         marks[first, column] = marks[second, column] = 1
-        return Batch(torch.stack([values, marks], -1), (values * marks).sum(0))
+        return Batch(torch.stack([values, marks], -1), (values * marks).sum(0)).to(self.device)
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
         """Mean squared error."""
@@ -175,6 +188,7 @@ class Pixels(Task):
     def batch(self, size: int, generator: torch.Generator) -> Batch:
         """Pictures drawn with replacement."""
         chosen = torch.randint(len(self._train.targets), (size,), generator=generator)
+        chosen = chosen.to(self.device)
         return Batch(self._train.inputs[:, chosen], self._train.targets[chosen])
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:

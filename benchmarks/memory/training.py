@@ -1,11 +1,11 @@
-"""Train one trial, step by step, resumably; what it gave stays in its folder."""
+"""One trial: trained step by step, resumably; what it gave stays in its folder."""
 
 from __future__ import annotations
 
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from benchmarks.captioning_data import locked
 from benchmarks.memory.experiment import Trial
 from benchmarks.memory.networks import Network
 from benchmarks.memory.tasks import Batch, Task
@@ -23,6 +22,7 @@ from captioner.files import read_json, write_text
 from captioner.lstm import HDetachLSTM
 
 _VALIDATED = 500  # sequences at once
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,32 @@ class Outcome:
         return next((check.step for check in self.checks if check.accuracy >= accuracy), None)
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Some steps of training: their mean loss, and the largest gradient norm before clipping."""
+
+    loss: float
+    largest_norm: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether all of its gradients were."""
+        return math.isfinite(self.largest_norm)
+
+
 class Training:
     """A trial under way: its network, its data and its place, all of which `state.pt` holds."""
 
-    def __init__(self, trial: Trial, task: Task | None = None):
-        self.trial, self.task = trial, task or trial.task()
+    def __init__(self, trial: Trial, task: Task | None = None, device: torch.device = _CPU):
+        self.trial, self.device = trial, device
+        self.task = (task or trial.task()).to(device)
         experiment = trial.experiment
         torch.manual_seed(trial.seed)
         self.network = Network(
             trial.method, self.task.inputs, experiment.hidden, self.task.outputs, self.task.steps
-        )
+        ).to(device)
         self.optimizer = torch.optim.Adam(self.network.parameters(), trial.rate)
+        self.clip = experiment.clip if trial.method.clipped else math.inf
         self.order = torch.Generator().manual_seed(1_000_003 * trial.seed)  # of the data
         self.draws = torch.Generator().manual_seed(trial.seed)  # of blocked steps
         if isinstance(self.network.core, HDetachLSTM):
@@ -75,32 +90,31 @@ class Training:
         self.step, self.cpu_seconds = 0, 0.0
         self.best, self.test_accuracy = -1.0, math.nan
 
-    def train(self, steps: int) -> tuple[float, float]:
-        """Take so many steps: their mean loss and the largest norm of a gradient.
-
-        Raises FloatingPointError when the gradient is not finite.
-        """
-        experiment, core = self.trial.experiment, self.network.core
-        clip = experiment.clip if self.trial.method.clipped else math.inf
+    def train(self, steps: int) -> Stretch:
+        """Take so many steps; the first gradient that is not finite ends it."""
         start, total, largest = time.process_time(), 0.0, 0.0
         self.network.train()
-        plain_from = experiment.steps - experiment.plain_steps
         for _ in range(steps):
-            if isinstance(core, HDetachLSTM) and self.step >= plain_from:
-                core.detach_prob = 0.0
-            batch = self.task.batch(experiment.batch, self.order)
+            batch = self.next_batch()
             answers = self.network(batch.inputs, self.task.answered)
             loss = self.task.loss(answers, batch.targets)
             self.optimizer.zero_grad()
             loss.backward()
-            norm = nn.utils.clip_grad_norm_(self.network.parameters(), clip).item()
+            norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip).item()
             if not math.isfinite(norm):
-                raise FloatingPointError(f"the gradient is {norm} at step {self.step + 1}")
+                return Stretch(math.nan, norm)
             self.optimizer.step()
             total, largest = total + loss.item(), max(largest, norm)
-            self.step += 1
         self.cpu_seconds += time.process_time() - start
-        return total / steps, largest
+        return Stretch(total / steps, largest)
+
+    def next_batch(self) -> Batch:
+        """Begin a step: its data; from `plain_from` on nothing is blocked any more."""
+        experiment, core = self.trial.experiment, self.network.core
+        if isinstance(core, HDetachLSTM) and self.step >= experiment.steps - experiment.plain_steps:
+            core.detach_prob = 0.0
+        self.step += 1
+        return self.task.batch(experiment.batch, self.order)
 
     @torch.inference_mode()
     def judge(self, batch: Batch) -> tuple[float, float]:
@@ -117,7 +131,7 @@ class Training:
             accuracy += share * self.task.accuracy(answers, targets)
         return loss, accuracy
 
-    def check(self, train_loss: float, largest_norm: float) -> Check:
+    def check(self, stretch: Stretch) -> Check:
         """Validate, and keep the weights if they are the best so far."""
         val_loss, accuracy = self.judge(self.task.validation)
         if accuracy > self.best:
@@ -126,8 +140,8 @@ class Training:
                 self.test_accuracy = self.judge(self.task.test)[1]
             save_file(self.network.state_dict(), self.trial.folder / "best.safetensors")
         return Check(
-            self.step, train_loss, val_loss, accuracy, self.test_accuracy, largest_norm,
-            round(self.cpu_seconds, 2),
+            self.step, stretch.loss, val_loss, accuracy, self.test_accuracy,
+            stretch.largest_norm, round(self.cpu_seconds, 2),
         )  # fmt: skip
 
     def save(self, checks: Sequence[Check]) -> None:
@@ -155,45 +169,27 @@ class Training:
         path = self.trial.folder / "state.pt"
         if not path.exists():
             return []
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
         _same_settings(self.trial, state["settings"])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.order.set_state(state["order"])
-        self.draws.set_state(state["draws"])
-        torch.set_rng_state(state["noise"])
+        self.order.set_state(state["order"].cpu())
+        self.draws.set_state(state["draws"].cpu())
+        torch.set_rng_state(state["noise"].cpu())
         self.step, self.cpu_seconds = state["step"], state["cpu_seconds"]
         self.best, self.test_accuracy = state["best"], state["test_accuracy"]
         return [Check(**check) for check in state["checks"]]
 
 
-def run_trial(trial: Trial, tell: Callable[[Check], object] = lambda check: None) -> None:
-    """Train it, or go on with it, and note how it ended; nothing if that is done or being done.
-
-    `tell` hears each check. Raises ConfigError if the folder holds a trial of other settings.
-    """
-    experiment = trial.experiment
-    with locked(trial.folder / "lock", wait=False) as mine:
-        if not mine or read_outcome(trial) is not None:
-            return
-        training = Training(trial)
-        checks, diverged = training.resume(), ""
-        while not _over(trial, checks):
-            steps = min(experiment.check_steps, experiment.steps - training.step)
-            try:
-                checks.append(training.check(*training.train(steps)))
-            except FloatingPointError as error:
-                diverged = str(error)
-                break
-            training.save(checks)
-            tell(checks[-1])
-        note = {
-            "settings": trial.settings,
-            "diverged": diverged,
-            "checks": [asdict(check) for check in checks],
-            "machine": machine(trial.folder.name, torch.device("cpu")),
-        }
-        write_text(trial.folder / "trial.json", json.dumps(note, indent=1) + "\n")
+def note_outcome(training: Training, checks: Sequence[Check], diverged: str) -> None:
+    """Write `trial.json`: the trial is over."""
+    note = {
+        "settings": training.trial.settings,
+        "diverged": diverged,
+        "checks": [asdict(check) for check in checks],
+        "machine": machine(training.trial.folder.name, training.device),
+    }
+    write_text(training.trial.folder / "trial.json", json.dumps(note, indent=1) + "\n")
 
 
 def read_outcome(trial: Trial) -> Outcome | None:
@@ -207,7 +203,7 @@ def read_outcome(trial: Trial) -> Outcome | None:
     note = read_json(path)
     _same_settings(trial, note["settings"])
     checks = [Check(**check) for check in note["checks"] if check["step"] <= trial.experiment.steps]
-    if not (note["diverged"] or _over(trial, checks)):
+    if not (note["diverged"] or over(trial, checks)):
         return None
     return Outcome(trial, checks, note["diverged"], note["machine"])
 
@@ -220,7 +216,8 @@ def _same_settings(trial: Trial, found: dict[str, Any]) -> None:
         )
 
 
-def _over(trial: Trial, checks: Sequence[Check]) -> bool:
+def over(trial: Trial, checks: Sequence[Check]) -> bool:
+    """Whether it is long enough, or good enough."""
     if not checks:
         return False
     experiment, last = trial.experiment, checks[-1]
