@@ -16,7 +16,7 @@ from tqdm import tqdm
 from benchmarks.items import GPU_ITEMS, ITEMS
 from benchmarks.measure import Result, measure
 from benchmarks.report import as_json, draw, machine, notes, table
-from captioner.arguments import Parser
+from captioner.arguments import Parser, positive
 from captioner.errors import CaptionerError, ConfigError
 from captioner.run import choose_device
 
@@ -100,18 +100,12 @@ def _parser() -> Parser:
     add("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
     add("--plot", type=_picture, metavar="FILE", help=f"also draw ratios and shares ({_PLOTS})")
     add("--only", nargs="+", metavar="NAME", help="measure these items; all of them if not given")
-    add("--rounds", type=_positive, metavar="N",
+    add("--rounds", type=positive, metavar="N",
         help="rounds after the one to warm up (5; 2 with --quick)")  # fmt: skip
     add("--device", choices=("cpu", "cuda"), default="cpu",
         help="cuda: core and train items only, bfloat16, wall time (%(default)s)")  # fmt: skip
     add("--quick", action="store_true", help="tiny sizes, to try the command itself; no bars")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
 
 
 def _picture(text: str) -> Path:

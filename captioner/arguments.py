@@ -6,7 +6,7 @@ import argparse
 import difflib
 import re
 from argparse import ArgumentError, Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +21,28 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise it, with the way to the help."""
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1, as an option's type."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
+    return int(text)
+
+
+def number(holds: Callable[[float], bool], bound: str) -> Callable[[str], float]:
+    """The type of an option whose number must hold to a bound, told in words."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number {bound}")
+        return value
+
+    return read
 
 
 def picture(text: str) -> Path:

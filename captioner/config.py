@@ -106,6 +106,8 @@ class TrainConfig:
         eval_images: validation pictures captioned each epoch; 0 takes all.
         patience: epochs without a better validation CIDEr before training stops; 0 never stops.
         save_steps: steps between saves of the training state inside an epoch.
+        gradient_flow_steps: steps between measurements of what of the gradient comes along c and
+            what through h, for the log; 0 is never. Training itself stays the same.
         device: auto, cpu, cuda, cuda:1, mps ...
         threads: CPU threads; 0 leaves torch's choice.
     """
@@ -146,6 +148,7 @@ class TrainConfig:
     eval_images: int = 0
     patience: int = 0
     save_steps: int = 500
+    gradient_flow_steps: int = 0
     device: str = "auto"
     threads: int = 0
 
@@ -162,7 +165,8 @@ class TrainConfig:
         _check(
             self,
             "captions_per_image warmup_steps plateau_patience clip weight_decay "
-            "attention_penalty reward_bleu encoder_blocks eval_images patience threads",
+            "attention_penalty reward_bleu encoder_blocks eval_images patience threads "
+            "gradient_flow_steps",
             lambda v: v >= 0,
             ">= 0",
         )

@@ -172,12 +172,21 @@ class ShowAttendTell(nn.Module):
         return Memory(values, 2 * self.key(values)), state
 
     def step(
-        self, memory: Memory, tokens: Tensor, state: State, image: Tensor
+        self,
+        memory: Memory,
+        tokens: Tensor,
+        state: State,
+        image: Tensor,
+        asking: Tensor | None = None,
     ) -> tuple[Tensor, State, Tensor]:
-        """Logits (n, V) after `tokens` (n,), the next state, and the attention (n, L) it used."""
+        """Logits (n, V) after `tokens` (n,), the next state, and the attention (n, L) it used.
+
+        `asking` (n, H) takes the place of h on its way into the attention.
+        """
         words = self.dropout(self.embed(tokens))
         places = Places.of(image, len(memory.values))
-        context, attention = self._attend(memory, state[0], image, places)
+        query = state[0] if asking is None else asking
+        context, attention = self._attend(memory, query, image, places)
         h, c = self._recur(self._word_gates(words), context, state, blocked=False)
         logits = self.out(self._deep(words, h, context))
         return logits, (h, c), attention
@@ -312,15 +321,22 @@ class Adaptive(nn.Module):
         return Memory(values, 2 * self.key(values), whole), (zeros, zeros)
 
     def step(
-        self, memory: Memory, tokens: Tensor, state: State, image: Tensor
+        self,
+        memory: Memory,
+        tokens: Tensor,
+        state: State,
+        image: Tensor,
+        asking: Tensor | None = None,
     ) -> tuple[Tensor, State, Tensor]:
         """Logits (n, V) after `tokens` (n,), the next state, and the attention (n, L) it used.
 
         The attention is that over the picture alone: each row sums to 1, whatever the sentinel got.
+        `asking` (n, H) takes the place of h on its way into the sentinel.
         """
         x = self._inputs(memory, tokens, image)
         h, c = self.core.step(self.core.input_gates(x), state, blocked=False)
-        seen, attention = self._look(memory, x, state[0], h, c, image)
+        before = state[0] if asking is None else asking
+        seen, attention = self._look(memory, x, before, h, c, image)
         logits = self.out(self.dropout(seen + h))
         return logits, (h, c), attention
 

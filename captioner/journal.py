@@ -42,9 +42,13 @@ class Journal:
     def step(self, step: int, **values: float) -> None:
         """Log the figures of one optimizer step; every 20th is kept."""
         if step % STEPS_BETWEEN_LINES == 0:
-            self._write({"step": step, **values})
-            for name, value in values.items():
-                self._board.add_scalar(f"step/{name}", value, step)
+            self.note(step, **values)
+
+    def note(self, step: int, **values: float) -> None:
+        """Log figures that are made after some steps only, in a line of their own."""
+        self._write({"step": step, **values})
+        for name, value in values.items():
+            self._board.add_scalar(f"step/{name}", value, step)
 
     def epoch(self, epoch: int, step: int, **values: float) -> None:
         """Log the figures of one epoch and draw the curves anew."""
@@ -74,20 +78,27 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def plot_curves(folder: Path) -> Path:
-    """Draw loss and CIDEr over the epochs as `curves.png`."""
+    """Draw loss and CIDEr over the epochs, and h's share of the gradient, as `curves.png`."""
     from matplotlib.figure import Figure  # no global state, works without a display
 
-    epochs = [entry for entry in read_log(folder) if "epoch" in entry]
+    log = read_log(folder)
+    epochs = [entry for entry in log if "epoch" in entry]
+    flows = [entry for entry in log if "flow_h_share" in entry]
     numbers = [entry["epoch"] for entry in epochs]
-    figure = Figure(figsize=(9, 3.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    panels = 3 if flows else 2
+    figure = Figure(figsize=(4.5 * panels, 3.5), layout="constrained")
+    left, right, *more = figure.subplots(1, panels)
     left.plot(numbers, [entry["train_loss"] for entry in epochs], "o-", label="training")
     left.plot(numbers, [entry["val_loss"] for entry in epochs], "o-", label="validation")
     left.set(xlabel="epoch", ylabel="cross-entropy a token (nats)", title="Loss")
     left.legend()
     right.plot(numbers, [entry["cider"] for entry in epochs], "o-", color="tab:green")
     right.set(xlabel="epoch", ylabel="CIDEr", title="CIDEr of generated validation captions")
-    for axes in (left, right):
+    for axes in more:
+        steps = [entry["step"] for entry in flows]
+        axes.plot(steps, [100 * entry["flow_h_share"] for entry in flows], color="tab:purple")
+        axes.set(xlabel="step", ylabel="%", ylim=(0, 100), title="Gradient that comes through h")
+    for axes in (left, right, *more):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     path = folder / "curves.png"

@@ -24,7 +24,7 @@ from captioner.photographs import Photographs
 from captioner.self_critical import SelfCritical
 
 # Settings that may differ when a run is resumed: they do not change what is computed.
-FREE_TO_CHANGE = {"device", "threads", "save_steps", "patience"}
+FREE_TO_CHANGE = {"device", "threads", "save_steps", "patience", "gradient_flow_steps"}
 
 
 @dataclass

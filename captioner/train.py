@@ -20,6 +20,7 @@ from captioner.data import Batch
 from captioner.decoder import Decoder, Teacher
 from captioner.errors import ConfigError
 from captioner.evaluate import best_captions, caption_split, references
+from captioner.flow import gradient_flow, unroll
 from captioner.journal import Journal
 from captioner.metrics import ReferenceScorer
 from captioner.objective import caption_loss, cross_entropy, detach_probability, learning_rate
@@ -74,6 +75,8 @@ def _train_epoch(run: Run, journal: Journal, stop: list[int], bar: tqdm[NoReturn
         bar.update()
         bar.set_postfix(loss=f"{progress.mean_loss:.3f}")
         journal.step(progress.step, **figures)
+        if _is_due(progress.step, run.config.train.gradient_flow_steps):
+            journal.note(progress.step, **flow_figures(run, batch))
         if stop or progress.step % run.config.train.save_steps == 0:
             save_run(run, journal.flush())
             if stop:
@@ -146,6 +149,27 @@ def train_step(run: Run, batch: Batch) -> dict[str, float]:
         "learning_rate": rate,
         **reward,
     }
+
+
+def flow_figures(run: Run, batch: Batch) -> dict[str, float]:
+    """What of the gradient comes along c and what through h, as `gradient_flow` defines it.
+
+    Of the cross-entropy of the batch's own captions with the present weights, without dropout, and
+    with h-detach in expectation. Draws nothing at random and leaves no gradient behind.
+    """
+    settings, progress = run.config.train, run.progress
+    with torch.no_grad():
+        features = _features(run, batch).features
+    targets = batch.targets.to(run.device)
+    unrolled = unroll(run.decoder, features, _teacher(batch, run.device), targets)
+    share_done = (progress.step - 1) / (run.batches * settings.epochs)  # as in the step just done
+    unrolled.expect(detach_probability(settings, share_done), settings.detach_attention)
+    flow = gradient_flow(unrolled)
+    return {"flow_c": flow.cell, "flow_h": flow.hidden, "flow_h_share": flow.share}
+
+
+def _is_due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
 
 
 def _features(run: Run, batch: Batch) -> Batch:

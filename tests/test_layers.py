@@ -21,7 +21,7 @@ LAYERS = (
         "attention",
     ),
     ("encoder", "decoder", "data", "significance", "diversity"),
-    ("checkpoint", "objective", "self_critical", "photographs", "report", "table"),
+    ("checkpoint", "objective", "self_critical", "photographs", "report", "table", "flow"),
     ("ensemble",),
     ("pipeline", "evaluate", "run"),
     ("train", "overview"),

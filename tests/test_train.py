@@ -81,6 +81,7 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_uninterrupted_one(
             objective=objective,
             scheduled_sampling=0.3 if objective == "cross_entropy" else 0.0,
             schedule="cosine",
+            gradient_flow_steps=3,
         )
         return replace(made, model=replace(made.model, decoder=decoder, dropout=0.3))
 
@@ -104,10 +105,57 @@ def test_a_resumed_run_has_exactly_the_losses_of_an_uninterrupted_one(
             train(config("parts"), resume=resume, show_progress=False)
     train(config("parts"), resume=True, show_progress=False)
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
-    assert len([e for e in losses(tmp_path / "whole") if "epoch" not in e]) == 6
+    assert len([e for e in losses(tmp_path / "whole") if "loss" in e]) == 6
+    assert [e["step"] for e in losses(tmp_path / "whole") if "flow_c" in e] == [3, 6]
     one, other = (checkpoints.load(tmp_path / name / "last") for name in ("whole", "parts"))
     for name, weight in one.decoder.state_dict().items():
         assert torch.equal(weight, other.decoder.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    ("decoder", "objective"),
+    [
+        ("show_tell", "cross_entropy"),
+        ("show_attend_tell", "cross_entropy"),
+        ("adaptive", "cross_entropy"),
+        ("show_attend_tell", "self_critical"),
+    ],
+)
+def test_measuring_the_gradients_flow_changes_no_weight_and_is_logged(
+    tmp_path, monkeypatch, decoder, objective
+):
+    monkeypatch.setattr("captioner.train.validation_cider", lambda *_: 0.0)
+    data = make_data(tmp_path / "data", views=2)
+    for every in (0, 2):
+        made = make_config(
+            data, tmp_path / str(every), epochs=3, batch_images=2, detach_prob=0.5,
+            gradient_flow_steps=every, objective=objective,
+        )  # fmt: skip
+        model = replace(made.model, decoder=decoder, dropout=0.3)
+        train(replace(made, model=model), show_progress=False)
+    states = [checkpoints.load_state(tmp_path / name / "state.pt") for name in ("0", "2")]
+    assert torch.equal(states[0]["random"], states[1]["random"])
+    for name, weight in states[0]["network"].items():
+        assert torch.equal(weight, states[1]["network"][name]), name
+    assert not [entry for entry in read_log(tmp_path / "0") if "flow_c" in entry]
+    flows = [entry for entry in read_log(tmp_path / "2") if "flow_c" in entry]
+    assert [entry["step"] for entry in flows] == [2, 4, 6, 8]
+    for entry in flows:
+        share = entry["flow_h"] / (entry["flow_c"] + entry["flow_h"])
+        assert entry["flow_h_share"] == pytest.approx(share)
+        assert 0 < share < 1
+
+
+def test_h_brings_no_gradient_where_all_of_it_is_blocked(tmp_path, monkeypatch):
+    monkeypatch.setattr("captioner.train.validation_cider", lambda *_: 0.0)
+    config = make_config(
+        make_data(tmp_path / "data"), tmp_path / "run", epochs=2, batch_images=2,
+        gradient_flow_steps=1, detach_prob=1.0, detach_attention=True, detach_anneal=0.5,
+    )  # fmt: skip
+    train(config, show_progress=False)
+    shares = [entry["flow_h_share"] for entry in read_log(tmp_path / "run") if "flow_c" in entry]
+    assert shares[:3] == [0, 0, 0]  # blocked in the first half of training only
+    assert min(shares[3:]) > 0
 
 
 def test_a_run_leaves_checkpoints_logs_and_curves_and_is_not_overwritten(tmp_path):

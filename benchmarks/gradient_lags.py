@@ -1,0 +1,264 @@
+"""How far a gradient reaches back in time: its norm k steps earlier, by the ways it may take.
+
+For captioning decoders and for any `HDetachLSTM`; the table of each is made of the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from captioner.data import CaptionDataset, pack
+from captioner.decoder import Decoder, Teacher
+from captioner.flow import Keep, Unrolled, gradient_flow, gradients, unroll, unroll_lstm
+from captioner.lstm import HDetachLSTM
+
+ALL, CELL, HIDDEN, SHARE = "all paths", "c alone", "through h", "share of h"
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+@dataclass(frozen=True)
+class Detach:
+    """One way to set h-detach: its expectation, or `draws` draws for each sequence."""
+
+    prob: float
+    attention: bool = False  # the query of the attention, too
+    draws: int = 0
+
+    @property
+    def name(self) -> str:
+        """As it is called in tables."""
+        what = "drawn" if self.draws else "expected"
+        return f"p = {self.prob:g}{', attention too' if self.attention else ''}, {what}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """Gradients that went `lag` steps back on the ways that `path` names.
+
+    Over sequences, ends and draws: mean and 10, 50 and 90 % quantiles of the norm, the same
+    quantiles of the norm over that of all paths, and the mean cosine with the part along c alone.
+    For SHARE the norm is that through h over the sum of both parts' norms.
+    """
+
+    lag: int
+    path: str
+    count: int
+    mean: float
+    low: float
+    median: float
+    high: float
+    ratio_low: float
+    ratio: float
+    ratio_high: float
+    cosine: float
+
+
+class Samples:
+    """Collects single gradients, from as many sequences as one likes, for the rows of a table."""
+
+    def __init__(self) -> None:
+        self._norms: dict[tuple[int, str], list[Tensor]] = {}
+        self._ratios: dict[tuple[int, str], list[Tensor]] = {}
+        self._cosines: dict[tuple[int, str], list[Tensor]] = {}
+
+    def add(self, lag: int, path: str, norm: Tensor, ratio: Tensor, cosine: Tensor) -> None:
+        """Norms, ratios and cosines, each (n,)."""
+        for kept, values in (
+            (self._norms, norm),
+            (self._ratios, ratio),
+            (self._cosines, cosine),
+        ):
+            kept.setdefault((lag, path), []).append(values)
+
+    def rows(self) -> list[Row]:
+        """One for each lag and path, in the order in which they came."""
+        return [self._row(lag, path) for lag, path in self._norms]
+
+    def _row(self, lag: int, path: str) -> Row:
+        norm, ratio, cosine = (
+            torch.cat(kept[lag, path]) for kept in (self._norms, self._ratios, self._cosines)
+        )
+        low, median, high = norm.quantile(norm.new_tensor(QUANTILES)).tolist()
+        low_ratio, middle, high_ratio = ratio.quantile(norm.new_tensor(QUANTILES)).tolist()
+        return Row(
+            lag, path, len(norm), norm.mean().item(), low, median, high,
+            low_ratio, middle, high_ratio, cosine.mean().item(),
+        )  # fmt: skip
+
+
+def add_parts(samples: Samples, lag: int, everything: Tensor, cell: Tensor) -> None:
+    """Note gradients (n, X) of all paths and those along c alone, and so what came through h."""
+    hidden = everything - cell
+    for path, part in ((ALL, everything), (CELL, cell), (HIDDEN, hidden)):
+        add_detached(samples, lag, path, part, everything, cell)
+    parts = hidden.norm(dim=1), cell.norm(dim=1)
+    share = over(parts[0], parts[0] + parts[1])
+    samples.add(lag, SHARE, share, share, torch.full_like(share, torch.nan))
+
+
+def add_detached(
+    samples: Samples, lag: int, path: str, part: Tensor, everything: Tensor, cell: Tensor
+) -> None:
+    """Note gradients (draws * m, X) under a name, beside those of all paths and along c (m, X)."""
+    draws = part.view(-1, *cell.shape)  # (draws, m, X)
+    norm = draws.norm(dim=2)
+    cosine = over(torch.einsum("dmx,mx->dm", draws, cell), norm * cell.norm(dim=1))
+    ratio = over(norm, everything.norm(dim=1))
+    samples.add(lag, path, norm.flatten(), ratio.flatten(), cosine.flatten())
+
+
+def over(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, 0 where there is nothing at all."""
+    return torch.where(whole > 0, part / whole, 0.0)
+
+
+def add_lags(
+    samples: Samples,
+    run: Unrolled,
+    detached: Sequence[Detach] = (),
+    generator: torch.Generator | None = None,
+    at: Sequence[int] | None = None,
+) -> None:
+    """Note the gradient of each loss in c of every earlier step, total derivatives (n, H).
+
+    `at` are the steps whose losses count, all that have one if None. A state before the first step
+    is left out. Each sequence has draws of its own, fresh for each loss.
+    """
+    steps = len(run.steps)
+    for t in range(steps) if at is None else at:
+        loss = run.losses[t]
+        if loss is None:
+            continue
+        total = loss.sum()
+        run.expect(0.0)
+        everything = list(_backwards(run, t, total))
+        run.expect(1.0, detach_attention=True)
+        cell = list(_backwards(run, t, total))
+        for lag, parts in enumerate(zip(everything, cell, strict=True)):
+            add_parts(samples, lag, *parts)
+        for detach in detached:
+            found = []
+            for _ in range(max(detach.draws, 1)):
+                keep = _keep(detach, run, loss.dtype, generator)
+                run.set_valves(keep, keep if detach.attention else [1.0] * steps)
+                found.append(list(_backwards(run, t, total)))
+            for lag, parts in enumerate(zip(*found, strict=True)):
+                add_detached(
+                    samples, lag, detach.name, torch.cat(parts), everything[lag], cell[lag]
+                )
+
+
+def _keep(
+    detach: Detach, run: Unrolled, dtype: torch.dtype, generator: torch.Generator | None
+) -> Sequence[Keep]:
+    """What each step lets through h: its share, or a draw for each row."""
+    steps = len(run.steps)
+    if not detach.draws:
+        return [1 - detach.prob] * steps
+    drawn = torch.rand(steps, run.batch_sizes[0], 1, generator=generator) >= detach.prob
+    return list(drawn.to(dtype))
+
+
+def _backwards(run: Unrolled, t: int, loss: Tensor) -> Iterator[Tensor]:
+    """The gradient in c (n, layers * H) of step t, t - 1, ..., 0, in float64: some are tiny."""
+    states = [step.c for step in run.steps[t::-1]]
+    grads = iter(gradients(loss, [part for layers in states for part in layers]))
+    rows = run.batch_sizes[t]
+    for layers in states:
+        yield torch.cat([next(grads)[:rows].double() for _ in layers], 1)
+
+
+def lstm_lags(
+    lstm: HDetachLSTM,
+    inputs: Tensor,
+    loss: Callable[[Tensor], Tensor],
+    *,
+    at: Sequence[int] | None = None,
+    detached: Sequence[Detach] = (Detach(0.25), Detach(0.5)),
+    seed: int = 0,
+) -> list[Row]:
+    """The table of an LSTM on inputs (T, B, I), from the zero state.
+
+    `loss` makes losses (T, B), one a step and sequence, from the outputs (T, B, H); those of the
+    steps `at` are followed back, the last one's if None. Without dropout between layers.
+    """
+    steps, batch = inputs.shape[:2]
+    run = unroll_lstm(lstm, inputs.flatten(0, 1), [batch] * steps)
+    losses = loss(torch.stack([step.h[-1] for step in run.steps]))
+    run.losses = list(losses.unbind())
+    samples, generator = Samples(), torch.Generator().manual_seed(seed)
+    add_lags(samples, run, detached, generator, [steps - 1] if at is None else at)
+    return samples.rows()
+
+
+@dataclass(frozen=True)
+class CaptionLags:
+    """What the gradients of captions do: over lags, and where one step hands them to the last."""
+
+    rows: list[Row]
+    captions: int
+    words: float  # a caption, EOS included
+    forget: float  # mean forget gate, of all steps
+    flow_cell: float  # as in the log of a training: mean norms of one step
+    flow_hidden: float
+
+
+def caption_lags(
+    decoder: Decoder,
+    data: CaptionDataset,
+    pictures: int,
+    *,
+    detached: Sequence[Detach],
+    seed: int = 0,
+    batch_images: int = 8,
+    max_words: int = 20,
+) -> CaptionLags:
+    """The table of a decoder on the captions of the first pictures, their own words given."""
+    samples, generator = Samples(), torch.Generator().manual_seed(seed)
+    captions = tokens = 0
+    flows: list[Tensor] = []
+    forgets: list[Tensor] = []
+    last = min(pictures, len(data))
+    for start in range(0, last, batch_images):
+        indices = range(start, min(start + batch_images, last))
+        words = [[caption[:max_words] for caption in data.tokens[index]] for index in indices]
+        batch = pack(data.features(indices), words)
+        teacher = Teacher(batch.inputs, batch.batch_sizes, batch.image)
+        run = unroll(decoder, batch.features, teacher, batch.targets)
+        flow = gradient_flow(run)
+        flows.append(torch.tensor([flow.cell, flow.hidden]) * len(batch.image))
+        forgets += _forget_gates(run)
+        add_lags(samples, run, detached, generator)
+        captions, tokens = captions + len(batch.image), tokens + len(batch.inputs)
+    cell, hidden = (torch.stack(flows).sum(0) / captions).tolist()
+    forget = torch.cat(forgets).mean().item()
+    return CaptionLags(samples.rows(), captions, tokens / captions, forget, cell, hidden)
+
+
+def _forget_gates(run: Unrolled) -> Iterator[Tensor]:
+    """The forget gates of each step, flat: what c[t] gives back to c[t-1] along the cell."""
+    for step in run.steps:
+        for after, before in zip(step.c, step.from_c, strict=True):
+            yield gradients(after.sum(), [before])[0].flatten()
+
+
+def singular_values(weight_hh: Tensor) -> dict[str, Tensor]:
+    """Those of W_hh (4H, H) and of each gate's part of it (H, H), falling."""
+    parts = dict(zip("ifgo", weight_hh.detach().double().chunk(4), strict=True))
+    whole = {"W_hh": weight_hh.detach().double()}
+    return {name: torch.linalg.svdvals(part) for name, part in (whole | parts).items()}
+
+
+def token_losses(readout: Callable[[Tensor], Tensor], targets: Tensor) -> Callable[..., Tensor]:
+    """The loss for `lstm_lags`: cross-entropies (T, B) of `readout`'s logits for targets (T, B)."""
+
+    def losses(outputs: Tensor) -> Tensor:
+        logits = readout(outputs).flatten(0, 1)
+        return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
+
+    return losses
