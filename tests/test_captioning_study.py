@@ -49,7 +49,7 @@ MACHINE = {
     "threads": "",
     "allocator": "",
 }
-NAMES = [name for name, _, _ in INGREDIENTS] + [FINE_GRID]
+NAMES = [name for name, _, _ in INGREDIENTS] + [FINE_GRID, "other_encoder"]
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_the_plan_holds_every_combination_once_and_each_in_a_folder_of_its_own(t
 def test_a_seed_is_complete_before_the_next_begins(tmp_path):
     seeds = [trial.seed for trial in plan(tmp_path)]
     assert seeds == sorted(seeds)
-    seeds = [trial.seed for trial in ingredients_plan(base(tmp_path), NAMES, [1, 2], tmp_path)]
+    seeds = [trial.seed for trial in ingredients_plan(base(tmp_path), NAMES, [1, 2], {})]
     assert seeds == sorted(seeds)
 
 
@@ -119,7 +119,8 @@ def test_trials_that_detach_the_attention_are_compared_with_those_that_do_not(tm
 
 
 def test_each_ingredient_changes_one_thing_of_the_recipe(tmp_path):
-    recipe, *others = ingredients_plan(base(tmp_path, recipe=True), NAMES, [1], tmp_path / "fine")
+    other_data = {name: tmp_path / name for name in (FINE_GRID, "other_encoder")}
+    recipe, *others = ingredients_plan(base(tmp_path, recipe=True), NAMES, [1], other_data)
     assert recipe.setting == BASE
     for trial in others:
         was, now = (
