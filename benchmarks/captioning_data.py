@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from captioner.data import read_examples
+from captioner.data import Example, read_examples
 from captioner.errors import ConfigError
 from captioner.features import FeatureStore
 from captioner.files import write_text
@@ -31,27 +31,24 @@ def make_data(
     grid: int,
     mirror: bool,
     min_count: int = 5,
+    label: str = "",
 ) -> Path:
     """The first pictures of two splits, their features averaged down to grid x grid cells.
 
     With `mirror` the mirrored views come along; words that these training captions hold `min_count`
-    times make the vocabulary. Made once: a finished folder of the same sizes under `out` is taken
-    as it is. Raises ConfigError when the source has fewer pictures or cells.
+    times make the vocabulary. Made once: a finished folder of the same sizes and `label` under
+    `out` is taken as it is. Raises ConfigError when the source has fewer pictures or cells.
     """
-    folder = out / f"data-{pictures}-{validation}-{grid}x{grid}{'-mirror' * mirror}"
+    name = f"data-{pictures}-{validation}-{grid}x{grid}{'-mirror' * mirror}"
+    folder = out / (f"{name}-{label}" if label else name)
     with locked(folder.with_suffix(".lock"), wait=True):
         if (folder / "examples.json").exists():
             return folder
-        store, everything = FeatureStore(source), read_examples(source)
+        store, chosen = FeatureStore(source), first_pictures(source, pictures, validation)
         side = math.isqrt(store.cells)
         if side**2 != store.cells or grid > side:
             raise ConfigError(f"{source} has {store.cells} cells: no grid of {grid} x {grid}")
-        chosen, views = [], store.views if mirror else 1
-        for split, number in (("train", pictures), ("val", validation)):
-            of_split = [example for example in everything if example.split == split]
-            if len(of_split) < number:
-                raise ConfigError(f"{source} has {len(of_split)} pictures of {split}, not {number}")
-            chosen += of_split[:number]
+        views = store.views if mirror else 1
         folder.mkdir(exist_ok=True)
         small = FeatureStore.create(
             folder,
@@ -72,6 +69,17 @@ def make_data(
         examples = [asdict(replace(example, row=row)) for row, example in enumerate(chosen)]
         write_text(folder / "examples.json", json.dumps(examples))  # last: the folder is complete
     return folder
+
+
+def first_pictures(source: Path, pictures: int, validation: int) -> list[Example]:
+    """The first ones of train, then of val; raises ConfigError where there are not so many."""
+    everything, chosen = read_examples(source), []
+    for split, number in (("train", pictures), ("val", validation)):
+        of_split = [example for example in everything if example.split == split]
+        if len(of_split) < number:
+            raise ConfigError(f"{source} has {len(of_split)} pictures of {split}, not {number}")
+        chosen += of_split[:number]
+    return chosen
 
 
 @contextmanager

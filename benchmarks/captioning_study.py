@@ -11,7 +11,7 @@ from statistics import fmean
 
 from tqdm import tqdm
 
-from benchmarks.captioning_data import make_data
+from benchmarks.captioning_data import first_pictures, make_data
 from benchmarks.captioning_plots import draw_curves, draw_differences
 from benchmarks.captioning_report import (
     best_cider,
@@ -33,8 +33,10 @@ from benchmarks.captioning_trials import (
     run_trial,
 )
 from captioner.arguments import Parser
+from captioner.data import read_examples
 from captioner.decoder import DECODERS
 from captioner.errors import CaptionerError, ConfigError
+from captioner.features import FeatureStore
 
 _ATTENDS = "show_attend_tell"
 _NAMES = (*(name for name, _, _ in INGREDIENTS), FINE_GRID)
@@ -90,18 +92,47 @@ def best_prob(outcomes: Sequence[Outcome]) -> float:
 
 def _ingredients(args: argparse.Namespace) -> list[Outcome]:
     data = _data(args, args.grid, mirror=True)
-    fine = _data(args, args.fine_grid, mirror=True) if FINE_GRID in args.only else data
+    other_data = _encoders(args, data)
+    names = [*args.only, *other_data]
+    if FINE_GRID in args.only:
+        other_data[FINE_GRID] = _data(args, args.fine_grid, mirror=True)
     base = base_config(
         data, args.out / "ingredients", size=args.size, epochs=args.epochs, recipe=True,
         captions=args.captions, rate=args.rate,
     )  # fmt: skip
-    return _run(ingredients_plan(base, args.only, args.seeds, fine), args)
+    return _run(ingredients_plan(base, names, args.seeds, other_data), args)
 
 
-def _data(args: argparse.Namespace, grid: int, *, mirror: bool) -> Path:
+def _encoders(args: argparse.Namespace, data: Path) -> dict[str, Path]:
+    """The data of other encoders, made as small as `data`, by the encoder's name."""
+    store = FeatureStore(data)
+    made: dict[str, Path] = {}
+    ours = [(example.image, example.captions) for example in read_examples(data)]
+    for source in args.encoders:
+        other = FeatureStore(source)
+        name = other.encoder.name
+        if name in (store.encoder.name, *made):
+            raise ConfigError(f"{source} has features of {name}, as another folder has")
+        if other.views != store.views:
+            raise ConfigError(f"{source} and {args.data} are not both made with --mirror")
+        theirs = first_pictures(source, args.pictures, args.validation)
+        if ours != [(example.image, example.captions) for example in theirs]:
+            raise ConfigError(f"{source} begins with other pictures or captions than {args.data}")
+        made[name] = _data(args, args.grid, mirror=True, source=source, label=name)
+    return made
+
+
+def _data(
+    args: argparse.Namespace,
+    grid: int,
+    *,
+    mirror: bool,
+    source: Path | None = None,
+    label: str = "",
+) -> Path:
     return make_data(
-        args.data, args.out, pictures=args.pictures, validation=args.validation, grid=grid,
-        mirror=mirror,
+        source or args.data, args.out, pictures=args.pictures, validation=args.validation,
+        grid=grid, mirror=mirror, label=label,
     )  # fmt: skip
 
 
@@ -171,6 +202,8 @@ def _parser() -> Parser:
     add("--rate", type=rate, metavar="R", default=4e-3, help="learning rate (%(default)s)")
     add("--fine-grid", type=_positive, metavar="N", default=9,
         help="cells along a side for the finer grid (%(default)s)")  # fmt: skip
+    add("--encoders", nargs="+", type=Path, metavar="FOLDER", default=[],
+        help="prepared data of other encoders, a setting each")  # fmt: skip
     return parser
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.captioning_data import locked
+from benchmarks.captioning_variants import known_variants
 from benchmarks.report import machine
 from captioner.config import Config, DecodeConfig, ModelConfig, TrainConfig
 from captioner.errors import ConfigError
@@ -91,7 +92,7 @@ def detach_plan(
     return trials
 
 
-# Name, changes of the model, changes of the training; the grid of the last is another data folder.
+# Name, changes of the model, changes of the training.
 INGREDIENTS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     (BASE, {}, {}),
     ("no label smoothing", {}, {"label_smoothing": 0.0}),
@@ -104,23 +105,29 @@ INGREDIENTS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     ("no h-detach", {}, {"detach_prob": 0.0}),
     ("show_tell", {"decoder": "show_tell"}, {}),
     ("adaptive", {"decoder": "adaptive"}, {}),
+    ("tied embeddings", {"decoder": "tied"}, {}),
+    ("variational dropout", {"decoder": "variational"}, {}),
+    ("zoneout", {"decoder": "zoneout"}, {}),
+    ("layer normalisation", {"decoder": "layer_norm"}, {}),
 )
-FINE_GRID = "finer grid"
+FINE_GRID = "finer grid"  # has data of its own, as another encoder has
 
 
 def ingredients_plan(
-    base: Config, names: Sequence[str], seeds: Sequence[int], fine_data: Path
+    base: Config, names: Sequence[str], seeds: Sequence[int], other_data: Mapping[str, Path]
 ) -> list[Trial]:
-    """The recipe, and the recipe with one thing changed, seed by seed."""
-    changes = {name: (model, train) for name, model, train in INGREDIENTS} | {FINE_GRID: ({}, {})}
+    """The recipe, and the recipe with one thing changed, seed by seed.
+
+    Names of `other_data` are settings, too: the recipe on that data.
+    """
+    changes = {name: (model, train) for name, model, train in INGREDIENTS}
     trials = []
     for seed in seeds:
         for name in names:
-            model, train = changes[name]
+            model, train = changes.get(name, ({}, {}))
             folder = f"{name.replace(' ', '-')}-seed{seed}"
             config = _changed(base, folder, model, {**train, "seed": seed})
-            if name == FINE_GRID:
-                config = replace(config, data=str(fine_data))
+            config = replace(config, data=str(other_data.get(name, config.data)))
             trials.append(Trial("recipe", "recipe", name, BASE, config))
     return trials
 
@@ -131,7 +138,7 @@ def run_trial(trial: Trial) -> None:
     Raises ConfigError if the folder holds a trial of other settings.
     """
     trial.folder.mkdir(parents=True, exist_ok=True)
-    with locked(trial.folder / "lock", wait=False) as mine:
+    with locked(trial.folder / "lock", wait=False) as mine, known_variants():
         if not mine or read_outcome(trial) is not None:
             return
         epochs, start, diverged = len(_epochs(trial.folder)), time.process_time(), ""

