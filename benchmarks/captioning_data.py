@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
+from benchmarks.locks import locked
 from captioner.data import Example, read_examples
 from captioner.errors import ConfigError
 from captioner.features import FeatureStore
@@ -80,20 +78,3 @@ def first_pictures(source: Path, pictures: int, validation: int) -> list[Example
             raise ConfigError(f"{source} has {len(of_split)} pictures of {split}, not {number}")
         chosen += of_split[:number]
     return chosen
-
-
-@contextmanager
-def locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether this process alone holds the file; the lock of a process that died is free."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; give another --out") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

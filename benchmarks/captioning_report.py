@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from benchmarks.captioning_trials import BASE, PLAIN, Outcome
-from benchmarks.report import aligned
+from benchmarks.report import aligned, mean, mean_deviation
 
 REACHED = 0.95  # of the best plain score
 COLUMNS = (
@@ -62,8 +62,8 @@ def rows(outcomes: Sequence[Outcome]) -> list[Row]:
                 last=mean_deviation([outcome.epochs[-1]["cider"] for outcome in group]),
                 val_loss=mean_deviation([lowest_loss(outcome) for outcome in group]),
                 epochs_to=[epochs_to_reach(ciders(outcome), target) for outcome in group],
-                seconds=_mean([seconds_an_epoch(outcome) for outcome in group]),
-                cpu_seconds=_mean([o.cpu_seconds for o in group if o.cpu_seconds == o.cpu_seconds]),
+                seconds=mean([seconds_an_epoch(outcome) for outcome in group]),
+                cpu_seconds=mean([o.cpu_seconds for o in group if o.cpu_seconds == o.cpu_seconds]),
                 differences=_differences(group, outcomes, best_cider),
                 loss_differences=_differences(group, outcomes, lowest_loss),
             )
@@ -194,11 +194,6 @@ def write_epochs(outcomes: Sequence[Outcome], path: Path) -> None:
     _write_csv(entries, path)
 
 
-def mean_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and deviation of the sample; NaN of nothing and of one value."""
-    return _mean(values), stdev(values) if len(values) > 1 else math.nan
-
-
 def _differences(
     group: Sequence[Outcome], outcomes: Sequence[Outcome], figure: Callable[[Outcome], float]
 ) -> list[float]:
@@ -246,10 +241,6 @@ def _difference(values: Sequence[float]) -> str:
 
 def _spread(figures: tuple[float, float]) -> str:
     return f"{figures[0]:.3f} ± {figures[1]:.3f}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return fmean(values) if values else math.nan
 
 
 def _write_csv(entries: Sequence[dict[str, object]], path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -32,7 +32,7 @@ from benchmarks.captioning_trials import (
     read_outcome,
     run_trial,
 )
-from captioner.arguments import Parser
+from captioner.arguments import Parser, number, picture, positive
 from captioner.data import read_examples
 from captioner.decoder import DECODERS
 from captioner.errors import CaptionerError, ConfigError
@@ -179,7 +179,7 @@ def _parser() -> Parser:
         "and a picture to --out.",
     )
     studies = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
-    rate = _number(lambda value: value > 0, "above 0")
+    rate = number(lambda value: value > 0, "above 0")
 
     what = "h-detach: probabilities x rates x decoders x seeds"
     detach = studies.add_parser("detach", help=what, description=what)
@@ -190,7 +190,7 @@ def _parser() -> Parser:
         help="%(default)s; show_tell trains for half as many epochs again")  # fmt: skip
     add("--rates", nargs="+", type=rate, metavar="R", default=[3e-3, 9e-3],
         help="learning rates (%(default)s)")  # fmt: skip
-    add("--probs", nargs="+", type=_number(lambda prob: 0 <= prob <= 1, "from 0 to 1"),
+    add("--probs", nargs="+", type=number(lambda prob: 0 <= prob <= 1, "from 0 to 1"),
         metavar="P", default=[0.0, 0.1, 0.25, 0.4, 0.5], help="%(default)s")  # fmt: skip
 
     what = "the recipe of configs/flickr8k.yaml, each part changed in turn"
@@ -200,7 +200,7 @@ def _parser() -> Parser:
     add("--only", nargs="+", choices=_NAMES, metavar="NAME", default=list(_NAMES),
         help=f"of {', '.join(map(repr, _NAMES))}")  # fmt: skip
     add("--rate", type=rate, metavar="R", default=4e-3, help="learning rate (%(default)s)")
-    add("--fine-grid", type=_positive, metavar="N", default=9,
+    add("--fine-grid", type=positive, metavar="N", default=9,
         help="cells along a side for the finer grid (%(default)s)")  # fmt: skip
     add("--encoders", nargs="+", type=Path, metavar="FOLDER", default=[],
         help="prepared data of other encoders, a setting each")  # fmt: skip
@@ -213,7 +213,7 @@ def _add_common(
     add = parser.add_argument
     add("--data", type=Path, required=True, metavar="FOLDER", help="prepared data")
     add("--out", type=Path, required=True, metavar="FOLDER", help="for trials and figures")
-    add("--seeds", type=_positive, nargs="+", metavar="N", default=seeds, help="%(default)s")
+    add("--seeds", type=positive, nargs="+", metavar="N", default=seeds, help="%(default)s")
     for option, default, meaning in (
         ("pictures", 3000, "of training"),
         ("validation", 500, "pictures of validation"),
@@ -222,36 +222,10 @@ def _add_common(
         ("size", 128, "of embedding, LSTM, attention and projected features"),
         ("grid", grid, "cells along a side, averaged from the data's"),
     ):
-        add(f"--{option}", type=_positive, metavar="N", default=default,
+        add(f"--{option}", type=positive, metavar="N", default=default,
             help=f"{meaning} (%(default)s)")  # fmt: skip
-    add("--plot", type=_picture, metavar="FILE", help="the picture (STUDY.png in --out)")
+    add("--plot", type=picture, metavar="FILE", help="the picture (STUDY.png in --out)")
     add("--report", action="store_true", help="train nothing, tell what is finished")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
-    return int(text)
-
-
-def _number(holds: Callable[[float], bool], bound: str) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not holds(value):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number {bound}")
-        return value
-
-    return read
-
-
-def _picture(text: str) -> Path:
-    path = Path(text)
-    if path.suffix not in (".png", ".svg", ".pdf") or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is no .png, .svg or .pdf in a folder there is")
-    return path
 
 
 if __name__ == "__main__":

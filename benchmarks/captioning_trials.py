@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.captioning_data import locked
 from benchmarks.captioning_variants import known_variants
+from benchmarks.locks import locked
 from benchmarks.report import machine
 from captioner.config import Config, DecodeConfig, ModelConfig, TrainConfig
 from captioner.errors import ConfigError

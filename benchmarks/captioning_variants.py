@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.memory.networks import zoneout
 from captioner.config import ModelConfig
 from captioner.decoder import DECODERS, Prediction, ShowAttendTell, Teacher
 from captioner.errors import ConfigError
@@ -117,13 +118,6 @@ class Zoneout(ShowAttendTell):
             zoneout(h, next_h, self.hidden_rate, self.training),
             zoneout(c, next_c, self.cell_rate, self.training),
         )
-
-
-def zoneout(before: Tensor, after: Tensor, rate: float, training: bool) -> Tensor:
-    """`after`, but each value that of `before` with probability `rate`; their mean otherwise."""
-    if training:
-        return torch.where(torch.rand_like(before) < rate, before, after)
-    return after.lerp(before, rate)
 
 
 class LayerNorm(ShowAttendTell):

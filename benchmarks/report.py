@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
@@ -56,6 +58,16 @@ def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[
         ).rstrip()
         for line in everything
     )
+
+
+def mean(values: Sequence[float]) -> float:
+    """NaN of nothing."""
+    return fmean(values) if values else math.nan
+
+
+def mean_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and deviation of the sample; NaN of nothing and of one value."""
+    return mean(values), stdev(values) if len(values) > 1 else math.nan
 
 
 def notes(results: Sequence[Result], device: torch.device) -> list[str]:

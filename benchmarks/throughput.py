@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import sys
@@ -16,11 +15,9 @@ from tqdm import tqdm
 from benchmarks.items import GPU_ITEMS, ITEMS
 from benchmarks.measure import Result, measure
 from benchmarks.report import as_json, draw, machine, notes, table
-from captioner.arguments import Parser, positive
+from captioner.arguments import Parser, picture, positive
 from captioner.errors import CaptionerError, ConfigError
 from captioner.run import choose_device
-
-_PLOTS = ".png, .svg or .pdf"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,7 +95,12 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
-    add("--plot", type=_picture, metavar="FILE", help=f"also draw ratios and shares ({_PLOTS})")
+    add(
+        "--plot",
+        type=picture,
+        metavar="FILE",
+        help="also draw ratios and shares",
+    )
     add("--only", nargs="+", metavar="NAME", help="measure these items; all of them if not given")
     add("--rounds", type=positive, metavar="N",
         help="rounds after the one to warm up (5; 2 with --quick)")  # fmt: skip
@@ -106,12 +108,6 @@ def _parser() -> Parser:
         help="cuda: core and train items only, bfloat16, wall time (%(default)s)")  # fmt: skip
     add("--quick", action="store_true", help="tiny sizes, to try the command itself; no bars")
     return parser
-
-
-def _picture(text: str) -> Path:
-    if not text.endswith((".png", ".svg", ".pdf")):
-        raise argparse.ArgumentTypeError(f"{text!r} does not end in {_PLOTS}")
-    return Path(text)
 
 
 def _check_outputs(*paths: Path | None) -> None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from tiny import DIM, make_config, make_data
 
-from benchmarks.captioning_data import locked
 from benchmarks.captioning_data import make_data as make_small_data
 from benchmarks.captioning_report import (
     COLUMNS,
@@ -37,6 +36,7 @@ from benchmarks.captioning_trials import (
     run_trial,
     settings_of,
 )
+from benchmarks.locks import locked
 from captioner.config import EncoderConfig
 from captioner.data import CaptionDataset
 from captioner.errors import ConfigError

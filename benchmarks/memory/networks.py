@@ -99,18 +99,22 @@ class ZoneoutLSTM(HDetachLSTM):
 
     def __init__(self, inputs: int, hidden: int, *, cell: float = 0.15, output: float = 0.15):
         super().__init__(inputs, hidden, fused=False)
-        self.kept = output, cell
+        self.cell_rate, self.output_rate = cell, output
 
     def step(self, input_gates: Tensor, state: State, blocked: bool, layer: int = 0) -> State:
         """One time step: the next (h, c), each (n, H)."""
         new = super().step(input_gates, state, blocked, layer)
-        keep_h, keep_c = self.kept
-        return self._zone(state[0], new[0], keep_h), self._zone(state[1], new[1], keep_c)
+        return (
+            zoneout(state[0], new[0], self.output_rate, self.training),
+            zoneout(state[1], new[1], self.cell_rate, self.training),
+        )
 
-    def _zone(self, before: Tensor, now: Tensor, kept: float) -> Tensor:
-        if not self.training:
-            return kept * before + (1 - kept) * now
-        return torch.where(torch.rand_like(now) < kept, before, now)
+
+def zoneout(before: Tensor, after: Tensor, rate: float, training: bool) -> Tensor:
+    """`after`, but each value that of `before` with probability `rate`; their mean otherwise."""
+    if training:
+        return torch.where(torch.rand_like(before) < rate, before, after)
+    return after.lerp(before, rate)
 
 
 class IndRNN(nn.Module):

@@ -7,10 +7,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import median
 
 from benchmarks.memory.training import Check, Outcome
-from benchmarks.report import aligned
+from benchmarks.report import aligned, mean, mean_deviation
 
 SOLVED = 0.99
 COLUMNS = (
@@ -111,12 +111,12 @@ def _row(method: str, rate: float, group: Sequence[Outcome]) -> Row:
         trials=len(group),
         solved=sum(map(math.isfinite, steps)),
         steps=median(steps),
-        accuracy=_mean_deviation([outcome.best.accuracy for outcome in told]),
-        test=_mean_deviation([t for o in told if (t := o.checks[-1].test_accuracy) == t]),
-        val_loss=_mean([min(check.val_loss for check in outcome.checks) for outcome in told]),
+        accuracy=mean_deviation([outcome.best.accuracy for outcome in told]),
+        test=mean_deviation([t for o in told if (t := o.checks[-1].test_accuracy) == t]),
+        val_loss=mean([min(check.val_loss for check in outcome.checks) for outcome in told]),
         largest_norm=max((_largest_norm(outcome) for outcome in told), default=math.nan),
         diverged=sum(bool(outcome.diverged) for outcome in group),
-        milliseconds=_mean([1000 * check.cpu_seconds / check.step for check in cpu]),
+        milliseconds=mean([1000 * check.cpu_seconds / check.step for check in cpu]),
     )
 
 
@@ -128,16 +128,8 @@ def _largest_norm(outcome: Outcome) -> float:
     return max((check.largest_norm for check in outcome.checks), default=math.nan)
 
 
-def _mean(values: Sequence[float]) -> float:
-    return fmean(values) if values else math.nan
-
-
-def _mean_deviation(values: Sequence[float]) -> tuple[float, float]:
-    return _mean(values), stdev(values) if len(values) > 1 else math.nan
-
-
 def _spread(value: tuple[float, float]) -> str:
-    mean, deviation = value
-    if math.isnan(mean):
+    middle, deviation = value
+    if math.isnan(middle):
         return "-"
-    return f"{100 * mean:.1f}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.1f}")
+    return f"{100 * middle:.1f}" + ("" if math.isnan(deviation) else f" ± {100 * deviation:.1f}")

@@ -8,7 +8,7 @@ from itertools import groupby
 
 import torch
 
-from benchmarks.captioning_data import locked
+from benchmarks.locks import locked
 from benchmarks.memory.experiment import Trial
 from benchmarks.memory.stacked import stackable, train_together
 from benchmarks.memory.training import Check, Training, note_outcome, over, read_outcome
