@@ -385,7 +385,7 @@ def test_transfer_at_the_trained_length_is_about_the_validation_accuracy(tmp_pat
 
 
 def test_transfer_of_another_task_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="defined for `task: copying`"):
+    with pytest.raises(ConfigError, match="this is for `task: copying`, not adding"):
         transfer(tiny(tmp_path).trials(), [5])
 
 
@@ -436,12 +436,16 @@ def test_the_command_trains_reports_and_writes_tables_and_pictures(tmp_path, cap
     assert main(["transfer", *given, "--lengths=[3,6]", "--plot", str(other)]) == 0
     assert "T = 3" in capsys.readouterr().out
     assert picture.stat().st_size > 1000 < other.stat().st_size
+    assert main(["gradients", *given, "--lags=[1,9]", "--sequences=4"]) == 0
+    told = capsys.readouterr().out
+    assert "untrained" in told
+    assert told.count("lstm") == 1 + 2 * 2 + 2  # the command; two seeds, two lags and W_hh
 
 
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        (["run"], "no command 'run'; choose from train, report, transfer"),
+        (["run"], "no command 'run'; choose from train, report, transfer, gradients"),
         (["report", "--out=nowhere"], "no trial in nowhere is finished yet"),
         (["train", "--methods=[lstmm]"], "no method 'lstmm'"),
         (["train", "--seeds=[]"], "seeds is empty"),

@@ -12,8 +12,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from benchmarks.gradient_report import parts_table
 from benchmarks.memory import transfer
 from benchmarks.memory.experiment import Experiment, Trial
+from benchmarks.memory.lags import NAMES, copying_lags
 from benchmarks.memory.plots import draw_curves, draw_transfer
 from benchmarks.memory.report import rows, table, write_checks, write_trials
 from benchmarks.memory.running import run_trials
@@ -27,7 +29,8 @@ DESCRIPTION = """Tasks that need long memories: h-detach beside a plain LSTM and
 
   python -m benchmarks.memory train    --config configs/memory/copying30.yaml
   python -m benchmarks.memory report   --config configs/memory/copying30.yaml --plot copying30.png
-  python -m benchmarks.memory transfer --config configs/memory/copying30.yaml --lengths [20,30,60]
+  python -m benchmarks.memory transfer --config configs/memory/copying10.yaml --lengths [10,20,30]
+  python -m benchmarks.memory gradients --config configs/memory/copying30.yaml --lags [10,40]
 
 `train` goes on where it stopped; started twice it shares the trials between two processes."""
 _PROGRAM = "python -m benchmarks.memory"
@@ -36,7 +39,7 @@ _PROGRAM = "python -m benchmarks.memory"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    commands = {"train": _train, "report": _report, "transfer": _transfer}
+    commands = {"train": _train, "report": _report, "transfer": _transfer, "gradients": _gradients}
     try:
         if not given or given[0] in ("-h", "--help"):
             print(DESCRIPTION)
@@ -109,13 +112,32 @@ def _transfer(arguments: Sequence[str]) -> None:
     if not settings.lengths:
         raise ConfigError("lengths is empty; give at least one")
     found = transfer.transfer(experiment.trials(), settings.lengths)
-    command = shlex.join([*_PROGRAM.split(), "transfer", *arguments])
-    header = machine(command, torch.device("cpu"))
-    print(*(f"{key}: {value}" for key, value in header.items()), sep="\n")
+    header = _tell_machine(["transfer", *arguments])
     print("accuracy in %: mean (lowest) over the trials", "", transfer.table(found), sep="\n")
     if settings.plot:
         note = f"{header['processor']}, torch {header['torch']}, {header['date']}"
         draw_transfer(found, experiment.length, note, settings.plot)
+
+
+def _gradients(arguments: Sequence[str]) -> None:
+    parser = _parser("gradients", "What of a gradient reaches back along c, and what through h.")
+    parser.add_argument("--lags", type=list[int], default=[1, 10, 20], help="steps back")
+    parser.add_argument("--sequences", type=int, default=50, help="of validation")
+    settings = parser.read(arguments)
+    if settings.sequences < 1 or not settings.lags:
+        raise ConfigError("sequences must be >= 1 and lags not empty")
+    trials = _experiment(parser, settings).trials()
+    groups, singular = copying_lags(trials, settings.sequences)
+    _tell_machine(["gradients", *arguments])
+    print("", "Gradient of an answer's loss in c, lag steps back (medians):", sep="\n")
+    print(parts_table(groups, NAMES, settings.lags))
+    print("", "Singular values of W_hh:", singular, sep="\n")
+
+
+def _tell_machine(arguments: Sequence[str]) -> dict[str, str]:
+    header = machine(shlex.join([*_PROGRAM.split(), *arguments]), torch.device("cpu"))
+    print(*(f"{key}: {value}" for key, value in header.items()), sep="\n")
+    return header
 
 
 def _tell(trials: Sequence[Trial], command: str) -> list[Outcome]:

@@ -20,23 +20,25 @@ Accuracies = dict[str, dict[int, list[float]]]  # of a method, by length, one a 
 
 
 def transfer(trials: Sequence[Trial], lengths: Sequence[int]) -> Accuracies:
-    """Test the best weights of each trial that has them, at each length.
-
-    Raises ConfigError if the trials are not of the copying task, or none has weights.
-    """
-    if trials[0].experiment.task != "copying":
-        raise ConfigError("transfer is defined for `task: copying`")
-    trials = [trial for trial in trials if (trial.folder / "best.safetensors").exists()]
-    if not trials:
-        raise ConfigError("no trial of this experiment has weights yet; train it first")
+    """Test the best weights of each trial that has them, at each length; errors as of `trained`."""
     tasks = {length: Copying(length, _SEED, train=1, validation=_TESTED) for length in lengths}
     found: Accuracies = {}
-    for trial in trials:
+    for trial in trained(trials):
         by_length = found.setdefault(f"{trial.method}, rate {trial.rate:g}", {})
         for length, task in tasks.items():
             training = Training(trial, task)
             training.network.load_state_dict(load_file(trial.folder / "best.safetensors"))
             by_length.setdefault(length, []).append(training.judge(task.validation)[1])
+    return found
+
+
+def trained(trials: Sequence[Trial]) -> list[Trial]:
+    """Those that have weights; ConfigError if none has, or the task is not copying."""
+    if trials[0].experiment.task != "copying":
+        raise ConfigError(f"this is for `task: copying`, not {trials[0].experiment.task}")
+    found = [trial for trial in trials if (trial.folder / "best.safetensors").exists()]
+    if not found:
+        raise ConfigError(f"no trial in {trials[0].experiment.out} has weights yet; train it first")
     return found
 
 
