@@ -309,6 +309,20 @@ def test_a_draw_of_one_step_is_either_all_paths_or_the_cell_alone_in_stacked_lay
         assert cell.cosine == pytest.approx(1)
 
 
+def test_with_p_of_1_only_the_way_through_the_attention_is_left_unless_it_is_blocked_too():
+    decoder, batch, teacher = small_decoder("show_attend_tell")
+    run = unroll(decoder, batch.features, teacher, batch.targets)
+    samples, query_open, blocked = Samples(), Detach(1.0), Detach(1.0, attention=True)
+    add_lags(samples, run, [query_open, blocked])
+    rows = samples.rows()
+    everything, cell, left, nothing = (
+        detached_rows(rows, path)[1].mean for path in (ALL, CELL, query_open.name, blocked.name)
+    )
+    assert nothing == pytest.approx(cell)
+    assert left != pytest.approx(cell, rel=1e-3)
+    assert left != pytest.approx(everything, rel=1e-3)
+
+
 def test_a_network_trained_on_a_long_memory_task_gives_the_same_table():
     task = Copying(4, seed=0, copied=2, train=10, validation=3)
     network = Network(Method("h-detach", 0.5), task.inputs, 8, task.outputs, task.steps)
