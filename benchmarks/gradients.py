@@ -23,7 +23,7 @@ from benchmarks.gradient_lags import (
 from benchmarks.gradient_plots import draw_captions, draw_random
 from benchmarks.gradient_random import RandomSettings, add_random
 from benchmarks.gradient_report import Groups, detached_table, parts_table, write_csv
-from benchmarks.report import aligned, machine
+from benchmarks.report import aligned, machine, short_note
 from captioner.arguments import Parser, number, picture, positive
 from captioner.checkpoint import Checkpoint, load
 from captioner.data import CaptionDataset
@@ -140,7 +140,7 @@ def _tell_machine(command: str) -> str:
     """Print what the figures depend on; the short form for a picture."""
     header = machine(command, torch.device("cpu"))
     print(*(f"{key}: {value}" for key, value in header.items()), sep="\n")
-    return f"{header['processor']}, torch {header['torch']}, {header['date']}"
+    return short_note(header)
 
 
 def _tell(

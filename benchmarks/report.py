@@ -42,6 +42,11 @@ def machine(command: str, device: torch.device) -> dict[str, str]:
     }
 
 
+def short_note(header: dict[str, str]) -> str:
+    """What stands on a picture of the machine: processor, torch, date."""
+    return f"{header['processor']}, torch {header['torch']}, {header['date']}"
+
+
 def table(results: Sequence[Result], *, judged: bool) -> str:
     """One line an item; `judged` compares with the bars."""
     return aligned(COLUMNS, [_cells(result, judged) for result in results], _LEFT)

@@ -10,6 +10,7 @@ from torch import nn
 
 from benchmarks.memory.__main__ import main
 from benchmarks.memory.experiment import Experiment
+from benchmarks.memory.lags import copying_lags
 from benchmarks.memory.networks import CELLS, IndRNN, Method, Network, ZoneoutLSTM, irnn
 from benchmarks.memory.plots import accuracy_at
 from benchmarks.memory.report import rows
@@ -382,6 +383,13 @@ def test_transfer_at_the_trained_length_is_about_the_validation_accuracy(tmp_pat
     (by_length,) = transfer(experiment.trials(), [3, 8]).values()
     assert by_length[3] == pytest.approx([outcome.best.accuracy], abs=0.02)
     assert set(by_length) == {3, 8}
+
+
+def test_gradients_without_an_lstm_are_refused(tmp_path):
+    experiment = tiny(tmp_path, task="copying", methods=("gru",), steps=2)
+    run_trials(experiment.trials())
+    with pytest.raises(ConfigError, match="none of these trials is an lstm"):
+        copying_lags(experiment.trials(), 2)
 
 
 def test_transfer_of_another_task_is_refused(tmp_path):

@@ -20,7 +20,7 @@ from benchmarks.memory.plots import draw_curves, draw_transfer
 from benchmarks.memory.report import rows, table, write_checks, write_trials
 from benchmarks.memory.running import run_trials
 from benchmarks.memory.training import Check, Outcome, read_outcome
-from benchmarks.report import machine
+from benchmarks.report import machine, short_note
 from captioner.arguments import SettingsParser, picture
 from captioner.errors import CaptionerError, ConfigError
 from captioner.run import choose_device
@@ -86,7 +86,7 @@ def _train(arguments: Sequence[str]) -> None:
             run_trials(group, tell, device=device)
             done.update((trial, trial.experiment.steps) for trial in group)
             bar.update(sum(done.values()) - bar.n)
-    _tell(trials, shlex.join([*_PROGRAM.split(), "train", *arguments]))
+    _tell(trials, _command("train", arguments))
 
 
 def _report(arguments: Sequence[str]) -> None:
@@ -94,7 +94,7 @@ def _report(arguments: Sequence[str]) -> None:
     _add_plot(parser, "validation accuracy over the steps")
     settings = parser.read(arguments)
     experiment = _experiment(parser, settings)
-    outcomes = _tell(experiment.trials(), shlex.join([*_PROGRAM.split(), "report", *arguments]))
+    outcomes = _tell(experiment.trials(), _command("report", arguments))
     write_trials(outcomes, Path(experiment.out) / "trials.csv")
     write_checks(outcomes, Path(experiment.out) / "checks.csv")
     if settings.plot:
@@ -112,11 +112,10 @@ def _transfer(arguments: Sequence[str]) -> None:
     if not settings.lengths:
         raise ConfigError("lengths is empty; give at least one")
     found = transfer.transfer(experiment.trials(), settings.lengths)
-    header = _tell_machine(["transfer", *arguments])
+    header = _tell_machine(_command("transfer", arguments))
     print("accuracy in %: mean (lowest) over the trials", "", transfer.table(found), sep="\n")
     if settings.plot:
-        note = f"{header['processor']}, torch {header['torch']}, {header['date']}"
-        draw_transfer(found, experiment.length, note, settings.plot)
+        draw_transfer(found, experiment.length, short_note(header), settings.plot)
 
 
 def _gradients(arguments: Sequence[str]) -> None:
@@ -128,14 +127,19 @@ def _gradients(arguments: Sequence[str]) -> None:
         raise ConfigError("sequences must be >= 1 and lags not empty")
     trials = _experiment(parser, settings).trials()
     groups, singular = copying_lags(trials, settings.sequences)
-    _tell_machine(["gradients", *arguments])
+    _tell_machine(_command("gradients", arguments))
     print("", "Gradient of an answer's loss in c, lag steps back (medians):", sep="\n")
     print(parts_table(groups, NAMES, settings.lags))
     print("", "Singular values of W_hh:", singular, sep="\n")
 
 
-def _tell_machine(arguments: Sequence[str]) -> dict[str, str]:
-    header = machine(shlex.join([*_PROGRAM.split(), *arguments]), torch.device("cpu"))
+def _command(name: str, arguments: Sequence[str]) -> str:
+    """What was typed, for whoever reads the figures."""
+    return shlex.join([*_PROGRAM.split(), name, *arguments])
+
+
+def _tell_machine(command: str) -> dict[str, str]:
+    header = machine(command, torch.device("cpu"))
     print(*(f"{key}: {value}" for key, value in header.items()), sep="\n")
     return header
 
@@ -163,8 +167,7 @@ def _title(experiment: Experiment) -> str:
 
 
 def _note(outcomes: Sequence[Outcome]) -> str:
-    last = max((outcome.machine for outcome in outcomes), key=lambda found: found["date"])
-    return f"{last['processor']}, torch {last['torch']}, {last['date']}"
+    return short_note(max((o.machine for o in outcomes), key=lambda found: found["date"]))
 
 
 def _parser(command: str, description: str) -> SettingsParser:

@@ -93,6 +93,11 @@ class Trial:
         return Path(self.experiment.out) / name
 
     @property
+    def best_weights(self) -> Path:
+        """The network's where validation was best, once it was validated at all."""
+        return self.folder / "best.safetensors"
+
+    @property
     def settings(self) -> dict[str, str | int | float | bool]:
         """What its course depends on: not where its folder lies, nor how far it is to go."""
         shared = {name: getattr(self.experiment, name) for name in _OF_A_TRIAL}

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from safetensors.torch import load_file
-
 from benchmarks.gradient_lags import Row, lstm_lags, singular_values, token_losses
+from benchmarks.gradient_report import Groups
 from benchmarks.memory.experiment import Trial
 from benchmarks.memory.tasks import Copying
 from benchmarks.memory.training import Training
 from benchmarks.memory.transfer import trained
 from benchmarks.report import aligned
+from captioner.errors import ConfigError
 from captioner.lstm import HDetachLSTM
 
 NAMES = ("method", "rate", "seed")
-Groups = dict[tuple[str, ...], Sequence[Row]]
 
 
 def copying_lags(trials: Sequence[Trial], sequences: int) -> tuple[Groups, str]:
@@ -23,16 +22,18 @@ def copying_lags(trials: Sequence[Trial], sequences: int) -> tuple[Groups, str]:
 
     The losses of the answers to the symbols are followed back, those of the first validation
     sequences; first come the weights one of them began with. Raises ConfigError as
-    `transfer.trained` does.
+    `transfer.trained` does, and without an LSTM.
     """
-    groups: Groups = {}
+    groups: dict[tuple[str, ...], Sequence[Row]] = {}
     values = []
     lstms = [trial for trial in trained(trials) if trial.method.cell in ("lstm", "h-detach")]
+    if not lstms:
+        raise ConfigError("none of these trials is an lstm or h-detach with weights")
     for trial in [None, *lstms]:
         training = Training(trial or lstms[0])
         name = ("untrained", "", str(lstms[0].seed))
         if trial is not None:
-            training.network.load_state_dict(load_file(trial.folder / "best.safetensors"))
+            training.load_best()
             name = (str(trial.method), f"{trial.rate:g}", str(trial.seed))
         network, task = training.network.eval(), training.task
         assert isinstance(network.core, HDetachLSTM)

@@ -11,16 +11,14 @@ import torch
 from benchmarks.locks import locked
 from benchmarks.memory.experiment import Trial
 from benchmarks.memory.stacked import stackable, train_together
-from benchmarks.memory.training import Check, Training, note_outcome, over, read_outcome
-
-_CPU = torch.device("cpu")
+from benchmarks.memory.training import CPU, Check, Training, note_outcome, over, read_outcome
 
 
 def run_trials(
     trials: Sequence[Trial],
     tell: Callable[[Trial, Check], object] = lambda trial, check: None,
     *,
-    device: torch.device = _CPU,
+    device: torch.device = CPU,
 ) -> None:
     """Train them together, or go on with them, and note how each ended.
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from benchmarks.memory.experiment import Trial
@@ -22,7 +22,7 @@ from captioner.files import read_json, write_text
 from captioner.lstm import HDetachLSTM
 
 _VALIDATED = 500  # sequences at once
-_CPU = torch.device("cpu")
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Stretch:
 class Training:
     """A trial under way: its network, its data and its place, all of which `state.pt` holds."""
 
-    def __init__(self, trial: Trial, task: Task | None = None, device: torch.device = _CPU):
+    def __init__(self, trial: Trial, task: Task | None = None, device: torch.device = CPU):
         self.trial, self.device = trial, device
         self.task = (task or trial.task()).to(device)
         experiment = trial.experiment
@@ -138,11 +138,15 @@ class Training:
             self.best = accuracy
             if self.task.test is not None:
                 self.test_accuracy = self.judge(self.task.test)[1]
-            save_file(self.network.state_dict(), self.trial.folder / "best.safetensors")
+            save_file(self.network.state_dict(), self.trial.best_weights)
         return Check(
             self.step, stretch.loss, val_loss, accuracy, self.test_accuracy,
             stretch.largest_norm, round(self.cpu_seconds, 2),
         )  # fmt: skip
+
+    def load_best(self) -> None:
+        """Take the weights of the best check so far."""
+        self.network.load_state_dict(load_file(self.trial.best_weights))
 
     def save(self, checks: Sequence[Check]) -> None:
         """Write the place and the checks so far, whole or not at all."""

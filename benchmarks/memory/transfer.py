@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from safetensors.torch import load_file
 
 from benchmarks.memory.experiment import Trial
 from benchmarks.memory.tasks import Copying
@@ -27,7 +26,7 @@ def transfer(trials: Sequence[Trial], lengths: Sequence[int]) -> Accuracies:
         by_length = found.setdefault(f"{trial.method}, rate {trial.rate:g}", {})
         for length, task in tasks.items():
             training = Training(trial, task)
-            training.network.load_state_dict(load_file(trial.folder / "best.safetensors"))
+            training.load_best()
             by_length.setdefault(length, []).append(training.judge(task.validation)[1])
     return found
 
@@ -36,7 +35,7 @@ def trained(trials: Sequence[Trial]) -> list[Trial]:
     """Those that have weights; ConfigError if none has, or the task is not copying."""
     if trials[0].experiment.task != "copying":
         raise ConfigError(f"this is for `task: copying`, not {trials[0].experiment.task}")
-    found = [trial for trial in trials if (trial.folder / "best.safetensors").exists()]
+    found = [trial for trial in trials if trial.best_weights.exists()]
     if not found:
         raise ConfigError(f"no trial in {trials[0].experiment.out} has weights yet; train it first")
     return found
