@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.captioning_trials import BASE, PLAIN, Outcome
-from benchmarks.report import aligned, mean, mean_deviation
+from benchmarks.report import aligned, mean, mean_deviation, write_csv
 
 REACHED = 0.95  # of the best plain score
 COLUMNS = (
@@ -181,7 +180,7 @@ def write_trials(outcomes: Sequence[Outcome], path: Path) -> None:
                 "finished": outcome.machine["date"],
             }
         )  # fmt: skip
-    _write_csv(entries, path)
+    write_csv(entries, path)
 
 
 def write_epochs(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -191,7 +190,7 @@ def write_epochs(outcomes: Sequence[Outcome], path: Path) -> None:
         for o in outcomes
         for entry in o.epochs
     ]
-    _write_csv(entries, path)
+    write_csv(entries, path)
 
 
 def _differences(
@@ -241,10 +240,3 @@ def _difference(values: Sequence[float]) -> str:
 
 def _spread(figures: tuple[float, float]) -> str:
     return f"{figures[0]:.3f} ± {figures[1]:.3f}"
-
-
-def _write_csv(entries: Sequence[dict[str, object]], path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, entries[0].keys() if entries else [])
-        writer.writeheader()
-        writer.writerows(entries)

@@ -32,6 +32,7 @@ from benchmarks.captioning_trials import (
     read_outcome,
     run_trial,
 )
+from benchmarks.report import short_note
 from captioner.arguments import Parser, number, picture, positive
 from captioner.data import read_examples
 from captioner.decoder import DECODERS
@@ -164,7 +165,7 @@ def _tell(args: argparse.Namespace, outcomes: Sequence[Outcome], command: str) -
         print("", "Several panels together:", pooled_table(outcomes), sep="\n")
     write_trials(outcomes, args.out / f"{args.study}.csv")
     write_epochs(outcomes, args.out / f"{args.study}_epochs.csv")
-    note = f"{header['processor']}, torch {header['torch']}, {dates[-1]}"
+    note = short_note({**header, "date": dates[-1]})
     if args.study == "detach":
         draw_curves(outcomes, note, args.plot or args.out / "detach.png")
     else:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TypeAlias
 
 from benchmarks.gradient_lags import ALL, CELL, HIDDEN, SHARE, Row
-from benchmarks.report import aligned
-from captioner.errors import ConfigError
+from benchmarks.report import aligned, write_csv
 
 Groups: TypeAlias = Mapping[tuple[str, ...], Sequence[Row]]  # by what they are of
 
@@ -68,15 +66,11 @@ def _detached(row: Row) -> str:
     return f"{row.ratio:.2g}{spread} cos {row.cosine:.2f}"
 
 
-def write_csv(groups: Groups, names: Sequence[str], path: Path) -> None:
-    """Every row of every group; raises ConfigError where the file cannot be written."""
-    try:
-        with path.open("w", encoding="utf-8", newline="") as file:
-            columns = [*names, *(field.name for field in fields(Row))]
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            for group, rows in groups.items():
-                of_group = dict(zip(names, group, strict=True))
-                writer.writerows({**of_group, **asdict(row)} for row in rows)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
+def write_rows(groups: Groups, names: Sequence[str], path: Path) -> None:
+    """Every row of every group as CSV; raises ConfigError where the file cannot be written."""
+    lines = [
+        {**dict(zip(names, group, strict=True)), **asdict(row)}
+        for group, rows in groups.items()
+        for row in rows
+    ]
+    write_csv(lines, path, [*names, *(field.name for field in fields(Row))])

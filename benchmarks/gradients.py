@@ -22,7 +22,7 @@ from benchmarks.gradient_lags import (
 )
 from benchmarks.gradient_plots import draw_captions, draw_random
 from benchmarks.gradient_random import RandomSettings, add_random
-from benchmarks.gradient_report import Groups, detached_table, parts_table, write_csv
+from benchmarks.gradient_report import Groups, detached_table, parts_table, write_rows
 from benchmarks.report import aligned, machine, short_note
 from captioner.arguments import Parser, number, picture, positive
 from captioner.checkpoint import Checkpoint, load
@@ -156,7 +156,7 @@ def _tell(
     print("", "h-detach: norm over that of all paths, and cosine with c alone:", sep="\n")
     print(detached_table(groups, names, lags))
     if args.csv:
-        write_csv(groups, names, args.csv)
+        write_rows(groups, names, args.csv)
     if args.plot:
         told = {
             group: [row for row in rows if row.lag <= args.lags] for group, rows in groups.items()

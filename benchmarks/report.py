@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from benchmarks.bars import Verdict, verdicts
 from benchmarks.measure import CORE_GFLOPS, OURS, Figure, Result
+from captioner.errors import ConfigError
 
 COLUMNS = (
     "item", "captioner", "min..max", "per s", "x best", "sgemm", "bound", "share",
@@ -63,6 +65,19 @@ def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[
         ).rstrip()
         for line in everything
     )
+
+
+def write_csv(lines: Sequence[Mapping[str, object]], path: Path, names: Sequence[str] = ()) -> None:
+    """A line each, under `names` or else the names that occur; ConfigError if it cannot be."""
+    columns = names or list(dict.fromkeys(name for line in lines for name in line))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(lines)
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from None
 
 
 def mean(values: Sequence[float]) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -10,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.memory.training import Check, Outcome
-from benchmarks.report import aligned, mean, mean_deviation
+from benchmarks.report import aligned, mean, mean_deviation, write_csv
 
 SOLVED = 0.99
 COLUMNS = (
@@ -79,8 +78,7 @@ def write_trials(outcomes: Sequence[Outcome], path: Path) -> None:
         }
         for outcome in outcomes
     ]
-    names = list(dict.fromkeys(name for line in lines for name in line))
-    _write(path, names, lines)
+    write_csv(lines, path)
 
 
 def write_checks(outcomes: Sequence[Outcome], path: Path) -> None:
@@ -90,15 +88,7 @@ def write_checks(outcomes: Sequence[Outcome], path: Path) -> None:
         for o in outcomes
         for check in o.checks
     ]
-    _write(path, ["method", "rate", "seed", *(field.name for field in fields(Check))], lines)
-
-
-def _write(path: Path, names: Sequence[str], lines: Sequence[dict[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names)
-        writer.writeheader()
-        writer.writerows(lines)
+    write_csv(lines, path, ["method", "rate", "seed", *(field.name for field in fields(Check))])
 
 
 def _row(method: str, rate: float, group: Sequence[Outcome]) -> Row:
