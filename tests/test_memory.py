@@ -62,7 +62,7 @@ def test_copying_presents_ten_symbols_waits_and_asks_for_them_again():
 
 def test_copying_has_sequences_of_t_plus_20_steps_and_all_eight_symbols():
     task = Copying(30, seed=1)
-    batch = task.batch(100, torch.Generator().manual_seed(0))
+    batch = task.batch(100, 0, torch.Generator().manual_seed(0))
     assert batch.inputs.shape == (50, 100, 1)
     assert set(batch.inputs[:10].flatten().tolist()) == set(range(1, 9))
     assert task.validation.inputs.shape == (50, 5000, 1)
@@ -80,7 +80,7 @@ def test_copying_counts_the_loss_of_every_step_and_the_accuracy_of_the_last_ten(
 
 
 def test_adding_marks_one_number_in_each_half_and_asks_for_their_sum():
-    batch = Adding(7, seed=1, validation=1).batch(200, torch.Generator().manual_seed(0))
+    batch = Adding(7, seed=1, validation=1).batch(200, 0, torch.Generator().manual_seed(0))
     values, marks = batch.inputs.unbind(-1)
     assert (marks[:3].sum(0) == 1).all()
     assert (marks[3:].sum(0) == 1).all()
@@ -97,12 +97,12 @@ def test_always_answering_one_to_the_adding_task_errs_by_a_sixth():
 def test_training_data_of_adding_is_not_its_validation():
     task = Adding(10, seed=1)
     trial = Experiment(task="adding", length=10, seeds=(1,)).trials()[0]
-    batch = task.batch(5, Training(trial, task).order)
+    batch = task.batch(5, 0, Training(trial, task).order)
     assert not torch.equal(batch.inputs, task.validation.inputs[:, :5])
 
 
 def test_digits_are_split_once_and_read_pixel_by_pixel():
-    plain, permuted = digits(permuted=False), digits(permuted=True)
+    plain, permuted = (digits(permuted=permuted, seed=1) for permuted in (False, True))
     assert plain.validation.inputs.shape == (64, 300, 1)
     assert plain.test is not None
     assert plain.test.inputs.shape == (64, 300, 1)
@@ -123,18 +123,43 @@ def test_mnist_is_read_from_torchvisions_files(tmp_path):
         (raw / f"{split}-images-idx3-ubyte").write_bytes(header + pictures)
         header = b"\0\0\x08\x01" + size.to_bytes(4, "big")
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(header + b"\7" * size)
-    task = mnist(tmp_path, permuted=False)
+    task = mnist(tmp_path, permuted=False, seed=1)
     assert task.steps == 784
     assert task.validation.inputs.shape == (784, 10_000, 1)
     assert task.validation.inputs[255, 0, 0] == 1
     assert task.test is not None
     assert (task.test.targets == 7).all()
-    assert task.batch(3, torch.Generator()).inputs.shape == (784, 3, 1)
+    assert task.batch(3, 0, torch.Generator()).inputs.shape == (784, 3, 1)
+
+
+def pixels(pictures, labels, seed=1):
+    split = (pictures, labels)
+    return Pixels(split, split, split, permuted=False, seed=seed)
+
+
+def test_an_epoch_shows_each_picture_once_in_an_order_of_its_own():
+    pictures, numbers = torch.rand(10, 4), torch.arange(10)
+
+    def epoch(number, seed=1):
+        task = pixels(pictures, numbers, seed)
+        batches = [task.batch(5, 2 * number + place, torch.Generator()) for place in (0, 1)]
+        for batch in batches:
+            assert torch.equal(batch.inputs[..., 0].t(), pictures[batch.targets])
+        return torch.cat([batch.targets for batch in batches]).tolist()
+
+    assert sorted(epoch(0)) == sorted(epoch(7)) == list(range(10))
+    assert epoch(7) == epoch(7)
+    assert len({tuple(epoch(*which)) for which in ((0,), (1,), (0, 2))}) == 3
+
+
+def test_a_batch_larger_than_all_pictures_is_refused():
+    with pytest.raises(ConfigError, match="batch is 5; there are 4 pictures"):
+        pixels(torch.rand(4, 9), torch.arange(4)).batch(5, 0, torch.Generator())
 
 
 def test_a_pixel_task_answers_once_a_picture():
     pictures, labels = torch.rand(4, 9), torch.tensor([0, 1, 2, 3])
-    task = Pixels((pictures, labels), (pictures, labels), (pictures, labels), permuted=False)
+    task = pixels(pictures, labels)
     right = nn.functional.one_hot(labels, 10).float().unsqueeze(0)
     assert task.accuracy(right, labels) == 1
     assert task.loss(torch.zeros(1, 4, 10), labels).item() == pytest.approx(math.log(10))

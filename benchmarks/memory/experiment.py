@@ -107,12 +107,13 @@ class Trial:
         return {**shared, **own, "plain_from": plain_from}
 
     def task(self) -> Task:
-        """Its data; of copying and adding each seed has its own."""
+        """Its data; of pixel tasks all seeds share the pictures, each has its own order of them."""
         experiment = self.experiment
         if experiment.task == "copying":
             return Copying(experiment.length, self.seed)
         if experiment.task == "adding":
             return Adding(experiment.length, self.seed)
         if experiment.task == "digits":
-            return digits(permuted=experiment.permuted)
-        return mnist(Path(experiment.data), permuted=experiment.permuted)
+            return digits(permuted=experiment.permuted, seed=self.seed)
+        folder = Path(experiment.data)
+        return mnist(folder, permuted=experiment.permuted, seed=self.seed)

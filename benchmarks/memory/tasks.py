@@ -51,8 +51,8 @@ class Task(ABC):
         return self
 
     @abstractmethod
-    def batch(self, size: int, generator: torch.Generator) -> Batch:
-        """`size` sequences of the training data, drawn with the generator."""
+    def batch(self, size: int, step: int, generator: torch.Generator) -> Batch:
+        """`size` sequences of the training data for a step, counted from 0."""
 
     @abstractmethod
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class Copying(Task):
         )
         self.validation = copying_batch(seen, length)
 
-    def batch(self, size: int, generator: torch.Generator) -> Batch:
+    def batch(self, size: int, step: int, generator: torch.Generator) -> Batch:
         """Sequences drawn with replacement, as the authors do."""
         chosen = torch.randint(self._train.shape[1], (size,), generator=generator)
         return copying_batch(self._train[:, chosen.to(self.device)], self.length)
@@ -135,9 +135,9 @@ class Adding(Task):
         if length < 2:
             raise ConfigError(f"length is {length}; the adding task needs at least 2")
         self.steps = length
-        self.validation = self.batch(validation, torch.Generator().manual_seed(seed))
+        self.validation = self.batch(validation, 0, torch.Generator().manual_seed(seed))
 
-    def batch(self, size: int, generator: torch.Generator) -> Batch:
+    def batch(self, size: int, step: int, generator: torch.Generator) -> Batch:
         """New sequences, never seen before."""
         half = self.steps // 2
         values = torch.rand(self.steps, size, generator=generator)
@@ -161,7 +161,8 @@ class Pixels(Task):
     """Tell the digit from its pixels, one a step: pixel and permuted MNIST (Le et al. 2015).
 
     Pictures (N, pixels) in [0, 1] with labels (N,), in a split each; `permuted` reads the pixels in
-    one random order, the same for all pictures. Cross-entropy at the last step.
+    one random order, the same for all pictures; `seed` is that of the order of training pictures.
+    Cross-entropy at the last step.
     """
 
     inputs, outputs, answered = 1, 10, 1
@@ -173,22 +174,31 @@ class Pixels(Task):
         test: tuple[Tensor, Tensor],
         *,
         permuted: bool,
+        seed: int,
     ):
         self.steps = train[0].shape[1]
         order = torch.arange(self.steps)
         if permuted:
             order = torch.randperm(self.steps, generator=torch.Generator().manual_seed(0))
         self.order = order
+        self._seed, self._epoch, self._shuffled = seed, -1, torch.empty(0)
         self._train = self._read(*train)
         self.validation, self.test = self._read(*validation), self._read(*test)
 
     def _read(self, pictures: Tensor, labels: Tensor) -> Batch:
         return Batch(pictures[:, self.order].t().unsqueeze(-1).contiguous(), labels)
 
-    def batch(self, size: int, generator: torch.Generator) -> Batch:
-        """Pictures drawn with replacement."""
-        chosen = torch.randint(len(self._train.targets), (size,), generator=generator)
-        chosen = chosen.to(self.device)
+    def batch(self, size: int, step: int, generator: torch.Generator) -> Batch:
+        """Pictures in a new order each epoch, as the authors do; less than a batch is left out."""
+        pictures = len(self._train.targets)
+        if size > pictures:
+            raise ConfigError(f"batch is {size}; there are {pictures} pictures to train on")
+        epoch, place = divmod(step, pictures // size)
+        if epoch != self._epoch:
+            order = torch.Generator().manual_seed(1_000_003 * self._seed + epoch)
+            shuffled = torch.randperm(pictures, generator=order)
+            self._epoch, self._shuffled = epoch, shuffled.to(self.device)
+        chosen = self._shuffled[place * size : (place + 1) * size]
         return Batch(self._train.inputs[:, chosen], self._train.targets[chosen])
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
@@ -200,7 +210,7 @@ class Pixels(Task):
         return (answers[-1].argmax(-1) == targets).float().mean().item()
 
 
-def digits(*, permuted: bool) -> Pixels:
+def digits(*, permuted: bool, seed: int) -> Pixels:
     """scikit-learn's 1,797 digits of 8 x 8 pixels: 1,197 to train, 300 to validate, 300 to test."""
     try:
         from sklearn.datasets import load_digits
@@ -210,10 +220,10 @@ def digits(*, permuted: bool) -> Pixels:
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     pictures, labels = pictures[order].float() / 16, labels[order].long()
     splits = zip(pictures.split([1197, 300, 300]), labels.split([1197, 300, 300]), strict=True)
-    return Pixels(*splits, permuted=permuted)
+    return Pixels(*splits, permuted=permuted, seed=seed)
 
 
-def mnist(folder: Path, *, permuted: bool) -> Pixels:
+def mnist(folder: Path, *, permuted: bool, seed: int) -> Pixels:
     """MNIST, downloaded into `folder` once: 50,000 to train, 10,000 each to validate and test.
 
     Raises DataError when it can be neither found nor downloaded.
@@ -233,4 +243,5 @@ def mnist(folder: Path, *, permuted: bool) -> Pixels:
         (pictures[0][50_000:], seen.targets[50_000:]),
         (pictures[1], test.targets),
         permuted=permuted,
+        seed=seed,
     )

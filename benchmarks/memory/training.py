@@ -113,8 +113,9 @@ class Training:
         experiment, core = self.trial.experiment, self.network.core
         if isinstance(core, HDetachLSTM) and self.step >= experiment.steps - experiment.plain_steps:
             core.detach_prob = 0.0
+        batch = self.task.batch(experiment.batch, self.step, self.order)
         self.step += 1
-        return self.task.batch(experiment.batch, self.order)
+        return batch
 
     @torch.inference_mode()
     def judge(self, batch: Batch) -> tuple[float, float]:
