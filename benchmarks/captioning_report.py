@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.captioning_trials import BASE, PLAIN, Outcome
-from benchmarks.report import aligned, mean, mean_deviation, write_csv
+from benchmarks.report import aligned, difference, mean, mean_deviation, write_csv
 
 REACHED = 0.95  # of the best plain score
 COLUMNS = (
@@ -135,10 +135,10 @@ def pooled_table(outcomes: Sequence[Outcome]) -> str:
                         " + ".join(chosen),
                         setting,
                         group[0].trial.against,
-                        _difference(scores),
-                        _difference(_differences(group, outcomes, lowest_loss)),
+                        difference(scores, 3),
+                        difference(_differences(group, outcomes, lowest_loss), 3),
                         str(len(scores)),
-                        str(sum(difference > 0 for difference in scores)),
+                        str(sum(score > 0 for score in scores)),
                     )
                 )
     head = ("panels of", "setting", "against", "CIDEr difference", "loss difference", "pairs")
@@ -226,16 +226,10 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(row.diverged),
         f"{row.seconds:.1f}",
         f"{row.cpu_seconds:.1f}",
-        _difference(row.differences) if row.differences else "-",
-        _difference(row.loss_differences) if row.differences else "-",
+        difference(row.differences, 3) if row.differences else "-",
+        difference(row.loss_differences, 3) if row.differences else "-",
         row.against if row.differences else "-",
     )
-
-
-def _difference(values: Sequence[float]) -> str:
-    """Mean and its standard error."""
-    mean, deviation = mean_deviation(values)
-    return f"{mean:+.3f} ± {deviation / math.sqrt(len(values)):.3f}"
 
 
 def _spread(figures: tuple[float, float]) -> str:

@@ -90,6 +90,13 @@ def mean_deviation(values: Sequence[float]) -> tuple[float, float]:
     return mean(values), stdev(values) if len(values) > 1 else math.nan
 
 
+def difference(values: Sequence[float], digits: int) -> str:
+    """Of pairs: their mean and its standard error."""
+    middle, deviation = mean_deviation(values)
+    error = "" if math.isnan(deviation) else f" ± {deviation / math.sqrt(len(values)):.{digits}f}"
+    return f"{middle:+.{digits}f}{error}"
+
+
 def notes(results: Sequence[Result], device: torch.device) -> list[str]:
     """How the table is to be read."""
     of_time = "second" if device.type == "cuda" else "CPU-second"

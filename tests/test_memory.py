@@ -13,7 +13,7 @@ from benchmarks.memory.experiment import Experiment
 from benchmarks.memory.lags import copying_lags
 from benchmarks.memory.networks import CELLS, IndRNN, Method, Network, ZoneoutLSTM, irnn
 from benchmarks.memory.plots import accuracy_at
-from benchmarks.memory.report import rows
+from benchmarks.memory.report import pairs, pairs_table, rows
 from benchmarks.memory.running import run_trials
 from benchmarks.memory.stacked import StackedSequence, train_together
 from benchmarks.memory.tasks import Adding, Copying, Pixels, copying_batch, digits, mnist
@@ -448,6 +448,46 @@ def test_a_row_counts_the_solved_and_takes_the_median_over_all_seeds():
     assert (gru.solved, gru.steps) == (0, math.inf)
 
 
+def test_what_counts_as_solved_can_be_said():
+    (row,) = rows([outcome("lstm", 1, [0.2, 0.3, 0.4]), outcome("lstm", 2, [0.1])], solved=0.3)
+    assert (row.solved, row.steps) == (1, math.inf)
+
+
+def test_several_rates_are_also_told_together():
+    found = [outcome("lstm", 1, [0.5, 1.0]), outcome("lstm", 1, [0.3], rates=(1e-2,))]
+    assert [(row.rate, row.trials, row.solved) for row in rows(found)] == [
+        (1e-3, 1, 1), (1e-2, 1, 0), (None, 2, 1),
+    ]  # fmt: skip
+
+
+def test_methods_are_compared_with_the_first_seed_by_seed():
+    found = [
+        outcome("lstm", 1, [0.5, 1.0]),
+        outcome("lstm", 2, [0.2, 0.3]),
+        outcome("lstm", 4, [1.0]),  # without a partner
+        outcome("h-detach 0.5", 2, [0.6, 0.99]),
+        outcome("h-detach 0.5", 1, [0.5, 0.6, 0.9]),
+        outcome("h-detach 0.5", 3, [0.9]),  # without one, too
+    ]
+    (pair,) = pairs(found)
+    assert (pair.method, pair.against, pair.rate) == ("h-detach 0.5", "lstm", 1e-3)
+    assert pair.differences == pytest.approx([0.99 - 0.3, 0.9 - 1.0])
+    assert (pair.sooner, pair.later) == (1, 1)
+    assert "+29.5 ± 39.5" in pairs_table([pair])
+
+
+def test_a_method_that_diverged_at_once_has_got_nothing_right():
+    (pair,) = pairs([outcome("lstm", 1, [0.4]), outcome("gru", 1, [])])
+    assert pair.differences == [-0.4]
+
+
+def test_of_a_task_with_a_test_split_the_test_counts():
+    tested = outcome("gru", 1, [0.9])
+    tested = replace(tested, checks=[replace(tested.checks[0], test_accuracy=0.7)])
+    (pair,) = pairs([outcome("lstm", 1, [0.5]), tested])
+    assert pair.differences == pytest.approx([0.2])
+
+
 def test_a_curve_keeps_the_last_accuracy_of_a_trial_that_ended():
     trial = outcome("lstm", 1, [0.5, 1.0])
     assert [accuracy_at(trial, step) for step in (5, 10, 19, 20, 100)] == [0, 0.5, 0.5, 1, 1]
@@ -460,6 +500,7 @@ def test_the_command_trains_reports_and_writes_tables_and_pictures(tmp_path, cap
     assert main(["report", *given, "--plot", str(picture)]) == 0
     told = capsys.readouterr().out
     assert "trials finished: 4 of 4" in told
+    assert "Seed by seed" in told
     assert "python -m benchmarks.memory report" in told
     with (tmp_path / "out" / "trials.csv").open() as file:
         assert [line["method"] for line in csv.DictReader(file)] == ["lstm", "gru"] * 2
@@ -482,6 +523,7 @@ def test_the_command_trains_reports_and_writes_tables_and_pictures(tmp_path, cap
         (["report", "--out=nowhere"], "no trial in nowhere is finished yet"),
         (["train", "--methods=[lstmm]"], "no method 'lstmm'"),
         (["train", "--seeds=[]"], "seeds is empty"),
+        (["report", "--solved=99"], "solved is 99.0; it must be above 0 and at most 1"),
         (["train", "--steps=0"], "steps is 0; it must be >= 1"),
         (["train", "--lenght=3"], "did you mean --length?"),
         (["report", "--plot=a.txt"], "'a.txt'"),

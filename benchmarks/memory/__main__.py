@@ -17,7 +17,15 @@ from benchmarks.memory import transfer
 from benchmarks.memory.experiment import Experiment, Trial
 from benchmarks.memory.lags import NAMES, copying_lags
 from benchmarks.memory.plots import draw_curves, draw_transfer
-from benchmarks.memory.report import rows, table, write_checks, write_trials
+from benchmarks.memory.report import (
+    SOLVED,
+    pairs,
+    pairs_table,
+    rows,
+    table,
+    write_checks,
+    write_trials,
+)
 from benchmarks.memory.running import run_trials
 from benchmarks.memory.training import Check, Outcome, read_outcome
 from benchmarks.report import machine, short_note
@@ -92,10 +100,19 @@ def _train(arguments: Sequence[str]) -> None:
 def _report(arguments: Sequence[str]) -> None:
     parser = _parser("report", "Tell what is trained so far; writes CSV files to `out`.")
     _add_plot(parser, "validation accuracy over the steps")
+    parser.add_argument(
+        "--solved", type=float, default=SOLVED, help="validation accuracy that counts as solved"
+    )
     settings = parser.read(arguments)
-    experiment = _experiment(parser, settings)
-    outcomes = _tell(experiment.trials(), _command("report", arguments))
-    write_trials(outcomes, Path(experiment.out) / "trials.csv")
+    experiment, solved = _experiment(parser, settings), settings.solved
+    if not 0 < solved <= 1:
+        raise ConfigError(f"solved is {solved}; it must be above 0 and at most 1")
+    outcomes = _tell(experiment.trials(), _command("report", arguments), solved)
+    compared = pairs(outcomes, solved)
+    if compared:
+        print("", "Seed by seed: points, mean ± its standard error", sep="\n")
+        print(pairs_table(compared))
+    write_trials(outcomes, Path(experiment.out) / "trials.csv", solved)
     write_checks(outcomes, Path(experiment.out) / "checks.csv")
     if settings.plot:
         draw_curves(outcomes, _title(experiment), _note(outcomes), settings.plot)
@@ -144,7 +161,7 @@ def _tell_machine(command: str) -> dict[str, str]:
     return header
 
 
-def _tell(trials: Sequence[Trial], command: str) -> list[Outcome]:
+def _tell(trials: Sequence[Trial], command: str, solved: float = SOLVED) -> list[Outcome]:
     """Print the table of the trials that are over; returns them."""
     outcomes = [outcome for trial in trials if (outcome := read_outcome(trial)) is not None]
     if not outcomes:
@@ -154,8 +171,9 @@ def _tell(trials: Sequence[Trial], command: str) -> list[Outcome]:
     dates = sorted(outcome.machine["date"] for outcome in outcomes)
     print(f"command: {command}")
     print(f"trials finished: {len(outcomes)} of {len(trials)}, {dates[0]} to {dates[-1]}")
-    print("accuracy and test in %, mean ± deviation over seeds; steps to 99 %: their median")
-    print("", table(rows(outcomes)), sep="\n")
+    print("accuracy and test in %: mean ± deviation over the trials")
+    print(f"solved: validation reached {100 * solved:g} %; steps to it: their median")
+    print("", table(rows(outcomes, solved)), sep="\n")
     return outcomes
 
 

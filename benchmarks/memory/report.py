@@ -9,13 +9,14 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.memory.training import Check, Outcome
-from benchmarks.report import aligned, mean, mean_deviation, write_csv
+from benchmarks.report import aligned, difference, mean, mean_deviation, write_csv
 
 SOLVED = 0.99
 COLUMNS = (
-    "method", "rate", "trials", "solved", "steps to 99 %", "accuracy", "test", "val loss",
+    "method", "rate", "trials", "solved", "steps to it", "accuracy", "test", "val loss",
     "largest norm", "diverged", "CPU ms/step",
 )  # fmt: skip
+PAIRED = ("method", "against", "rate", "pairs", "difference", "higher", "sooner", "later")
 
 
 @dataclass(frozen=True)
@@ -23,9 +24,9 @@ class Row:
     """All seeds of one method at one learning rate; NaN where there is nothing to tell."""
 
     method: str
-    rate: float
+    rate: float | None  # None: all rates together
     trials: int
-    solved: int  # reached SOLVED in validation
+    solved: int  # reached the accuracy asked for in validation
     steps: float  # until then: the median over all seeds, infinite if most never did
     accuracy: tuple[float, float]  # best of a trial: mean and deviation over seeds
     test: tuple[float, float]  # at the best validation
@@ -35,13 +36,56 @@ class Row:
     milliseconds: float  # of CPU time, a step of the optimizer
 
 
-def rows(outcomes: Sequence[Outcome]) -> list[Row]:
-    """A row for each method and rate, in order of appearance."""
-    keys = dict.fromkeys((str(o.trial.method), o.trial.rate) for o in outcomes)
+@dataclass(frozen=True)
+class Pairs:
+    """A method against another one, which began from the same seeds, at the same rates."""
+
+    method: str
+    against: str
+    rate: float | None  # None: all rates together
+    differences: Sequence[float]  # of what counts: test accuracy, or else validation's best
+    sooner: int  # pairs in which it was solved in fewer steps
+    later: int  # in more, or not while the other was
+
+
+def rows(outcomes: Sequence[Outcome], solved: float = SOLVED) -> list[Row]:
+    """A row for each method and rate, in order of appearance; then, of several rates, for all."""
     return [
-        _row(method, rate, [o for o in outcomes if _key(o) == (method, rate)])
-        for method, rate in keys
+        _row(method, rate, _of(outcomes, method, rate), solved)
+        for rate in _rates(outcomes)
+        for method in _methods(outcomes)
+        if _of(outcomes, method, rate)
     ]
+
+
+def pairs(outcomes: Sequence[Outcome], solved: float = SOLVED) -> list[Pairs]:
+    """Each method against the first one, seed by seed."""
+    first, *others = _methods(outcomes)
+    result = []
+    for rate in _rates(outcomes):
+        known = {(o.trial.rate, o.trial.seed): o for o in _of(outcomes, first, rate)}
+        for method in others:
+            both = [
+                (outcome, known[key])
+                for outcome in _of(outcomes, method, rate)
+                if (key := (outcome.trial.rate, outcome.trial.seed)) in known
+            ]
+            if not both:
+                continue
+            steps = [
+                tuple(outcome.steps_to(solved) or math.inf for outcome in pair) for pair in both
+            ]
+            result.append(
+                Pairs(
+                    method,
+                    first,
+                    rate,
+                    differences=[_figure(one) - _figure(other) for one, other in both],
+                    sooner=sum(one < other for one, other in steps),
+                    later=sum(one > other for one, other in steps),
+                )
+            )
+    return result
 
 
 def table(found: Sequence[Row]) -> str:
@@ -49,7 +93,7 @@ def table(found: Sequence[Row]) -> str:
     lines = [
         (
             row.method,
-            f"{row.rate:g}",
+            _rate(row.rate),
             str(row.trials),
             f"{row.solved} of {row.trials}",
             f"{row.steps:.0f}" if math.isfinite(row.steps) else "-",
@@ -65,12 +109,30 @@ def table(found: Sequence[Row]) -> str:
     return aligned(COLUMNS, lines, ("method",))
 
 
-def write_trials(outcomes: Sequence[Outcome], path: Path) -> None:
+def pairs_table(found: Sequence[Pairs]) -> str:
+    """One line a comparison; differences in points, mean and its standard error."""
+    lines = [
+        (
+            pair.method,
+            pair.against,
+            _rate(pair.rate),
+            str(len(pair.differences)),
+            difference([100 * value for value in pair.differences], 1),
+            str(sum(value > 0 for value in pair.differences)),
+            str(pair.sooner),
+            str(pair.later),
+        )
+        for pair in found
+    ]
+    return aligned(PAIRED, lines, ("method", "against"))
+
+
+def write_trials(outcomes: Sequence[Outcome], path: Path, solved: float = SOLVED) -> None:
     """A line a trial, as CSV: its settings, its best check, and how it ended."""
     lines = [
         {
             **outcome.trial.settings,
-            "steps_to_99": outcome.steps_to(SOLVED) or "",
+            f"steps_to_{solved:g}": outcome.steps_to(solved) or "",
             "diverged": outcome.diverged,
             "largest_norm_ever": _largest_norm(outcome),
             **(asdict(outcome.best) if outcome.checks else {}),
@@ -91,9 +153,9 @@ def write_checks(outcomes: Sequence[Outcome], path: Path) -> None:
     write_csv(lines, path, ["method", "rate", "seed", *(field.name for field in fields(Check))])
 
 
-def _row(method: str, rate: float, group: Sequence[Outcome]) -> Row:
+def _row(method: str, rate: float | None, group: Sequence[Outcome], solved: float) -> Row:
     told = [outcome for outcome in group if outcome.checks]
-    steps = [outcome.steps_to(SOLVED) or math.inf for outcome in group]
+    steps = [outcome.steps_to(solved) or math.inf for outcome in group]
     cpu = [outcome.checks[-1] for outcome in told]
     return Row(
         method=method,
@@ -110,8 +172,30 @@ def _row(method: str, rate: float, group: Sequence[Outcome]) -> Row:
     )
 
 
-def _key(outcome: Outcome) -> tuple[str, float]:
-    return str(outcome.trial.method), outcome.trial.rate
+def _methods(outcomes: Sequence[Outcome]) -> list[str]:
+    return list(dict.fromkeys(str(outcome.trial.method) for outcome in outcomes))
+
+
+def _rates(outcomes: Sequence[Outcome]) -> list[float | None]:
+    """Those that occur, and None for all of several."""
+    rates = list(dict.fromkeys(outcome.trial.rate for outcome in outcomes))
+    return [*rates, None] if len(rates) > 1 else [*rates]
+
+
+def _of(outcomes: Sequence[Outcome], method: str, rate: float | None) -> list[Outcome]:
+    return [o for o in outcomes if str(o.trial.method) == method and rate in (None, o.trial.rate)]
+
+
+def _figure(outcome: Outcome) -> float:
+    """What counts of a trial; nothing if it diverged before it was validated."""
+    if not outcome.checks:
+        return 0.0
+    test = outcome.checks[-1].test_accuracy
+    return outcome.best.accuracy if math.isnan(test) else test
+
+
+def _rate(rate: float | None) -> str:
+    return "all" if rate is None else f"{rate:g}"
 
 
 def _largest_norm(outcome: Outcome) -> float:
