@@ -6,41 +6,31 @@ import argparse
 import socket
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import captioner
-from captioner import CaptionerError, ConfigError
+from captioner.arguments import Parser, exit_code
+from captioner.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the page until it is stopped; returns the exit code."""
-    try:
-        args = _parser().parse_args(argv)
-        port = _free_port(args.host, args.port)
-        model = captioner.load(args.checkpoint)
-
-        from app.page import launch  # gradio takes seconds to import; a wrong option should not
-
-        page = launch(model, args.host, port, share=args.share)
-        print(f"the page is open at {page.local_url} (Ctrl-C ends it)", flush=True)
-        page.block_thread()
-    except CaptionerError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: _serve(argv))
 
 
-class _Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises ConfigError, one line, for wrong options."""
+def _serve(argv: Sequence[str] | None) -> None:
+    args = _parser().parse_args(argv)
+    port = _free_port(args.host, args.port)
+    model = captioner.load(args.checkpoint)
 
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see {self.prog} --help")
+    from app.page import launch  # gradio takes seconds to import; a wrong option should not
+
+    page = launch(model, args.host, port, share=args.share)
+    print(f"the page is open at {page.local_url} (Ctrl-C ends it)", flush=True)
+    page.block_thread()
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m app",
         description="Caption pictures in the browser, and see where each word looked.",
     )

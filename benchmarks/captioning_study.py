@@ -33,10 +33,10 @@ from benchmarks.captioning_trials import (
     run_trial,
 )
 from benchmarks.report import short_note
-from captioner.arguments import Parser, number, picture, positive
+from captioner.arguments import Parser, exit_code, number, picture, positive
 from captioner.data import read_examples
 from captioner.decoder import DECODERS
-from captioner.errors import CaptionerError, ConfigError
+from captioner.errors import ConfigError
 from captioner.features import FeatureStore
 
 _ATTENDS = "show_attend_tell"
@@ -46,17 +46,14 @@ _NAMES = (*(name for name, _, _ in INGREDIENTS), FINE_GRID)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    try:
-        args = _parser().parse_args(given)
-        command = shlex.join(["python", "-m", "benchmarks.captioning_study", *given])
-        outcomes = _detach(args) if args.study == "detach" else _ingredients(args)
-        _tell(args, outcomes, command)
-    except CaptionerError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: _study(given), "the same command goes on where it stopped")
+
+
+def _study(given: Sequence[str]) -> None:
+    args = _parser().parse_args(given)
+    command = shlex.join(["python", "-m", "benchmarks.captioning_study", *given])
+    outcomes = _detach(args) if args.study == "detach" else _ingredients(args)
+    _tell(args, outcomes, command)
 
 
 def _detach(args: argparse.Namespace) -> list[Outcome]:

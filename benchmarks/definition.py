@@ -14,13 +14,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jsonargparse import ArgumentParser
 from torch import Tensor
 from tqdm import tqdm
 
+from captioner.arguments import SettingsParser, exit_code
 from captioner.config import Config
 from captioner.decoder import ShowAttendTell
-from captioner.errors import CaptionerError
+from captioner.errors import ConfigError
 from captioner.lstm import HDetachLSTM
 from captioner.run import Run, prepare
 from captioner.train import epoch_batches, train_step
@@ -38,24 +38,25 @@ class Side:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = ArgumentParser(prog="python -m benchmarks.definition", description=__doc__)
+    return exit_code(lambda: _definition(sys.argv[1:] if argv is None else argv))
+
+
+def _definition(given: Sequence[str]) -> None:
+    parser = SettingsParser(prog="python -m benchmarks.definition", description=__doc__)
     parser.add_argument("--config", action="config", help="YAML file with any of the settings")
     parser.add_argument("--steps", type=int, default=100, help="training steps")
     parser.add_class_arguments(Config)
-    settings = parser.parse_args(argv)
+    settings = parser.read(given)
+    if settings.steps < 1:
+        raise ConfigError(f"steps is {settings.steps}; it must be >= 1")
     values = parser.instantiate(settings)
     config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
-    try:
-        fused, defined = compare(config, settings.steps)
-    except CaptionerError as error:
-        print("error:", error, file=sys.stderr)
-        return 1
+    fused, defined = compare(config, settings.steps)
     apart = max(abs(a - b) for a, b in zip(fused.losses, defined.losses, strict=True))
     ratio = sorted(b / a for a, b in zip(fused.seconds, defined.seconds, strict=True))
     print(f"steps: {settings.steps}, loss {fused.losses[0]:.4f} -> {fused.losses[-1]:.4f}")
     print(f"largest difference between the two losses of a step: {apart:.2g}")
     print(f"CPU time of the definition: {ratio[len(ratio) // 2]:.2f} x that of the fused passes")
-    return 0
 
 
 def compare(config: Config, steps: int) -> tuple[Side, Side]:

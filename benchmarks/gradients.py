@@ -24,11 +24,11 @@ from benchmarks.gradient_plots import draw_captions, draw_random
 from benchmarks.gradient_random import RandomSettings, add_random
 from benchmarks.gradient_report import Groups, detached_table, parts_table, write_rows
 from benchmarks.report import aligned, machine, short_note
-from captioner.arguments import Parser, number, picture, positive
+from captioner.arguments import Parser, exit_code, number, picture, positive
 from captioner.checkpoint import Checkpoint, load
 from captioner.data import CaptionDataset
 from captioner.decoder import Decoder, ShowAttendTell, make_decoder
-from captioner.errors import CaptionerError, ConfigError
+from captioner.errors import ConfigError
 from captioner.flow import Flow
 
 _PROGRAM = "python -m benchmarks.gradients"
@@ -37,18 +37,15 @@ _PROGRAM = "python -m benchmarks.gradients"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    try:
-        command = shlex.join(["python", "-m", "benchmarks.gradients", *given])
-        if given[:1] == ["random"]:
-            _random(_random_parser().parse_args(given[1:]), command)
-        else:
-            _captions(_checkpoint_parser().parse_args(given), command)
-    except CaptionerError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: _gradients(given))
+
+
+def _gradients(given: Sequence[str]) -> None:
+    command = shlex.join(["python", "-m", "benchmarks.gradients", *given])
+    if given[:1] == ["random"]:
+        _random(_random_parser().parse_args(given[1:]), command)
+    else:
+        _captions(_checkpoint_parser().parse_args(given), command)
 
 
 def _random(args: argparse.Namespace, command: str) -> None:

@@ -15,36 +15,33 @@ from tqdm import tqdm
 from benchmarks.items import GPU_ITEMS, ITEMS
 from benchmarks.measure import Result, measure
 from benchmarks.report import as_json, draw, machine, notes, table
-from captioner.arguments import Parser, picture, positive
-from captioner.errors import CaptionerError, ConfigError
+from captioner.arguments import Parser, exit_code, picture, positive
+from captioner.errors import ConfigError
 from captioner.run import choose_device
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = sys.argv[1:] if argv is None else argv
-    try:
-        args = _parser().parse_args(given)
-        device = choose_device(args.device)
-        _check_outputs(args.json, args.plot)
-        names = _chosen(args.only, device)
-        judged = device.type == "cpu" and not args.quick
-        with _one_thread():
-            header = machine(shlex.join(["python", "-m", "benchmarks.throughput", *given]), device)
-            print(*(f"{key}: {value}" for key, value in header.items()), sep="\n", flush=True)
-            results = _measure(names, args.rounds or (2 if args.quick else 5), args.quick, device)
-        print("", table(results, judged=judged), "", *notes(results, device), sep="\n")
-        if args.json:
-            document = as_json(results, header, judged=judged)
-            args.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
-        if args.plot:
-            draw(results, header, args.plot)
-    except CaptionerError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return exit_code(lambda: _throughput(given))
+
+
+def _throughput(given: Sequence[str]) -> None:
+    args = _parser().parse_args(given)
+    device = choose_device(args.device)
+    _check_outputs(args.json, args.plot)
+    names = _chosen(args.only, device)
+    judged = device.type == "cpu" and not args.quick
+    with _one_thread():
+        header = machine(shlex.join(["python", "-m", "benchmarks.throughput", *given]), device)
+        print(*(f"{key}: {value}" for key, value in header.items()), sep="\n", flush=True)
+        results = _measure(names, args.rounds or (2 if args.quick else 5), args.quick, device)
+    print("", table(results, judged=judged), "", *notes(results, device), sep="\n")
+    if args.json:
+        document = as_json(results, header, judged=judged)
+        args.json.write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    if args.plot:
+        draw(results, header, args.plot)
 
 
 def _measure(names: list[str], rounds: int, quick: bool, device: torch.device) -> list[Result]:

@@ -1,10 +1,15 @@
-"""The command lines' parsers: wrong options are a ConfigError, like any wrong setting."""
+"""The command lines: their parsers, and how they end.
+
+Wrong options are a ConfigError, like any wrong setting.
+"""
 
 from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
+import sys
 from argparse import ArgumentError, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +17,27 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from captioner.errors import ConfigError
+from captioner.errors import CaptionerError, ConfigError
+
+
+def exit_code(work: Callable[[], int | None], stopped: str = "") -> int:
+    """Do a command's work: its own exit code (None is 0), or 1 after one line about what is wrong.
+
+    Ctrl-C ends it with 130 and `stopped`, a word on how to go on.
+    """
+    try:
+        code = work() or 0
+        sys.stdout.flush()
+        return code
+    except CaptionerError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader of our output, `head` for instance, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped" + (stopped and f"; {stopped}"), file=sys.stderr)
+        return 130
 
 
 class Parser(argparse.ArgumentParser):

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from captioner import __version__
-from captioner.arguments import SettingsParser
+from captioner.arguments import SettingsParser, exit_code
 from captioner.config import Config, DecodeConfig
-from captioner.errors import CaptionerError, ConfigError, DataError
+from captioner.errors import ConfigError, DataError
 from captioner.metrics import METRICS, SPICE, Scores
 
 if TYPE_CHECKING:
@@ -43,20 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
-        code = _run(arguments)
-        sys.stdout.flush()
-        return code
-    except CaptionerError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except BrokenPipeError:  # the reader of our output, `head` for instance, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except KeyboardInterrupt:
-        hint = "; `--resume` goes on from here" if arguments[0] == "train" else ""
-        print(f"\nstopped{hint}", file=sys.stderr)
-        return 130
+    hint = "`--resume` goes on from here" if arguments[:1] == ["train"] else ""
+    return exit_code(lambda: _run(arguments), hint)
 
 
 def _run(arguments: Sequence[str]) -> int:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from captioner.arguments import exit_code
 from captioner.config import EncoderConfig
-from captioner.errors import CaptionerError
 from data_prep import coco, csv_file, karpathy, toy
 from data_prep.build import build
 from data_prep.options import parser
@@ -20,29 +20,25 @@ from data_prep.records import Record, hold_out
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    return exit_code(lambda: _prepare(argv), "the same command goes on where it stopped")
+
+
+def _prepare(argv: Sequence[str] | None) -> None:
     started = time.monotonic()
-    try:
-        args = parser().parse_args(argv)
-        encoder, encoder_state = _encoder(args)
-        with logging_redirect_tqdm():  # a warning does not tear the progress bar
-            report = build(
-                _records(args),
-                args.out,
-                encoder,
-                encoder_state=encoder_state,
-                min_count=args.min_count,
-                mirror=args.mirror,
-                batch_size=args.batch_size,
-            )
-    except CaptionerError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on where it stopped", file=sys.stderr)
-        return 130
+    args = parser().parse_args(argv)
+    encoder, encoder_state = _encoder(args)
+    with logging_redirect_tqdm():  # a warning does not tear the progress bar
+        report = build(
+            _records(args),
+            args.out,
+            encoder,
+            encoder_state=encoder_state,
+            min_count=args.min_count,
+            mirror=args.mirror,
+            batch_size=args.batch_size,
+        )
     print(*report.lines(), sep="\n")
     print(f"written to {args.out} in {time.monotonic() - started:,.0f} s")
-    return 0
 
 
 def _encoder(args: argparse.Namespace) -> tuple[EncoderConfig, Mapping[str, Tensor] | None]:

@@ -1,5 +1,6 @@
 """The commands: what they print, and one line and exit code 1 for whatever goes wrong."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from PIL import Image
 from tiny import CAPTIONS, MODEL
 
 import captioner
+from captioner.arguments import exit_code
 from captioner.checkpoint import Checkpoint, load, save
 from captioner.cli import main
 from captioner.config import DecodeConfig, EncoderConfig
@@ -207,3 +209,39 @@ def test_the_python_api_of_the_readme(untrained):
         model.caption("gone.jpg")
     with pytest.raises(CheckpointError):
         captioner.load("gone")
+
+
+# How all commands end
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        "app.__main__", "data_prep.__main__", "benchmarks.captioning_study",
+        "benchmarks.definition", "benchmarks.gradients", "benchmarks.memory.__main__",
+        "benchmarks.throughput", "captioner.cli",
+    ],
+)  # fmt: skip
+def test_every_command_refuses_a_wrong_option_in_one_line(module, capsys):
+    assert importlib.import_module(module).main(["--no-such-option"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+
+
+def test_ctrl_c_ends_a_command_with_130_and_a_word_on_how_to_go_on(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert exit_code(interrupted, "the same command goes on") == 130
+    assert capsys.readouterr().err == "\nstopped; the same command goes on\n"
+
+
+def test_a_reader_who_has_enough_ends_a_command_quietly():
+    command = "import captioner.cli, sys; sys.exit(captioner.cli.main(['--help']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", command], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1

@@ -29,8 +29,8 @@ from benchmarks.memory.report import (
 from benchmarks.memory.running import run_trials
 from benchmarks.memory.training import Check, Outcome, read_outcome
 from benchmarks.report import machine, short_note
-from captioner.arguments import SettingsParser, picture
-from captioner.errors import CaptionerError, ConfigError
+from captioner.arguments import SettingsParser, exit_code, picture
+from captioner.errors import ConfigError
 from captioner.run import choose_device
 
 DESCRIPTION = """Tasks that need long memories: h-detach beside a plain LSTM and other networks.
@@ -47,21 +47,17 @@ _PROGRAM = "python -m benchmarks.memory"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
+    return exit_code(lambda: _run(given), "the same command goes on from the last validation")
+
+
+def _run(given: Sequence[str]) -> None:
     commands = {"train": _train, "report": _report, "transfer": _transfer, "gradients": _gradients}
-    try:
-        if not given or given[0] in ("-h", "--help"):
-            print(DESCRIPTION)
-            return 0
-        if given[0] not in commands:
-            raise ConfigError(f"no command {given[0]!r}; choose from {', '.join(commands)}")
-        commands[given[0]](given[1:])
-    except CaptionerError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from the last validation", file=sys.stderr)
-        return 130
-    return 0
+    if not given or given[0] in ("-h", "--help"):
+        print(DESCRIPTION)
+        return
+    if given[0] not in commands:
+        raise ConfigError(f"no command {given[0]!r}; choose from {', '.join(commands)}")
+    commands[given[0]](given[1:])
 
 
 def _train(arguments: Sequence[str]) -> None:
