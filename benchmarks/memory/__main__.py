@@ -126,7 +126,12 @@ def _transfer(arguments: Sequence[str]) -> None:
         raise ConfigError("lengths is empty; give at least one")
     found = transfer.transfer(experiment.trials(), settings.lengths)
     header = _tell_machine(_command("transfer", arguments))
-    print("accuracy in %: mean (lowest) over the trials", "", transfer.table(found), sep="\n")
+    print(
+        "accuracy in %: mean (lowest to highest) over the trials",
+        "",
+        transfer.table(found),
+        sep="\n",
+    )
     if settings.plot:
         draw_transfer(found, experiment.length, short_note(header), settings.plot)
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-import torch
+from statistics import fmean
 
 from benchmarks.memory.experiment import Trial
 from benchmarks.memory.tasks import Copying
@@ -42,13 +41,13 @@ def trained(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def table(found: Accuracies) -> str:
-    """One line a method, one column a length: mean and lowest accuracy over the seeds."""
+    """One line a method, one column a length: accuracy, mean (lowest to highest) over the seeds."""
     lengths = sorted({length for by_length in found.values() for length in by_length})
     lines = [
         [method, str(len(by_length[lengths[0]]))]
         + [
-            f"{100 * torch.tensor(by_length[n]).mean():.1f} ({100 * min(by_length[n]):.1f})"
-            for n in lengths
+            f"{100 * fmean(values):.0f} ({100 * min(values):.0f} to {100 * max(values):.0f})"
+            for values in (by_length[n] for n in lengths)
         ]
         for method, by_length in found.items()
     ]
