@@ -1,1 +1,1 @@
-"""How fast the captioner is, beside the plain loops that people write for the same job."""
+"""The figures behind the claims: speed, the study on captions, long memories, gradients."""

@@ -9,9 +9,11 @@ from tiny import make_config, make_data
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import products
-from benchmarks.bars import BARS, Bar, Verdict, verdicts
-from benchmarks.baselines import (
+from benchmarks.definition import compare
+from benchmarks.throughput import products
+from benchmarks.throughput.__main__ import main
+from benchmarks.throughput.bars import BARS, Bar, Verdict, verdicts
+from benchmarks.throughput.baselines import (
     AttendNet,
     CellLoop,
     Rows,
@@ -27,11 +29,9 @@ from benchmarks.baselines import (
     padded_loss,
     tutorial_attend,
 )
-from benchmarks.definition import compare
-from benchmarks.items import ITEMS
-from benchmarks.measure import OURS, Figure, Item, Result, _growth_here
-from benchmarks.products import CoreSizes, DecoderSizes
-from benchmarks.throughput import main
+from benchmarks.throughput.items import ITEMS
+from benchmarks.throughput.measure import OURS, Figure, Item, Result, _growth_here
+from benchmarks.throughput.products import CoreSizes, DecoderSizes
 from captioner.data import pack
 from captioner.decoder import DECODERS
 from captioner.vocabulary import EOS

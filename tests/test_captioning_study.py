@@ -13,8 +13,9 @@ import pytest
 import torch
 from tiny import DIM, make_config, make_data
 
-from benchmarks.captioning_data import make_data as make_small_data
-from benchmarks.captioning_report import (
+from benchmarks.captioning_study.__main__ import best_prob, main
+from benchmarks.captioning_study.data import make_data as make_small_data
+from benchmarks.captioning_study.report import (
     COLUMNS,
     epochs_to_reach,
     plain_targets,
@@ -22,8 +23,7 @@ from benchmarks.captioning_report import (
     rows,
     table,
 )
-from benchmarks.captioning_study import best_prob, main
-from benchmarks.captioning_trials import (
+from benchmarks.captioning_study.trials import (
     BASE,
     FINE_GRID,
     INGREDIENTS,

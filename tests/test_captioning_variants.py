@@ -7,7 +7,7 @@ import torch
 from tiny import CELLS, DIM, MODEL, make_data, random_features
 from torch.nn import functional as F
 
-from benchmarks.captioning_variants import (
+from benchmarks.captioning_study.variants import (
     VARIANTS,
     CaptionDropout,
     LayerNorm,

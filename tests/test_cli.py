@@ -217,9 +217,9 @@ def test_the_python_api_of_the_readme(untrained):
 @pytest.mark.parametrize(
     "module",
     [
-        "app.__main__", "data_prep.__main__", "benchmarks.captioning_study",
-        "benchmarks.definition", "benchmarks.gradients", "benchmarks.memory.__main__",
-        "benchmarks.throughput", "captioner.cli",
+        "app.__main__", "data_prep.__main__", "benchmarks.captioning_study.__main__",
+        "benchmarks.definition", "benchmarks.gradients.__main__", "benchmarks.memory.__main__",
+        "benchmarks.throughput.__main__", "captioner.cli",
     ],
 )  # fmt: skip
 def test_every_command_refuses_a_wrong_option_in_one_line(module, capsys):

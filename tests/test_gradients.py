@@ -10,8 +10,9 @@ import torch
 from tiny import CAPTIONS as CAPTIONS_AS_TEXT
 from tiny import DIM, MODEL, make_data, random_features
 
-from benchmarks.block_recursion import Blocks, block_matrices
-from benchmarks.gradient_lags import (
+from benchmarks.gradients.__main__ import main
+from benchmarks.gradients.block_recursion import Blocks, block_matrices
+from benchmarks.gradients.lags import (
     ALL,
     CELL,
     HIDDEN,
@@ -22,8 +23,7 @@ from benchmarks.gradient_lags import (
     lstm_lags,
     token_losses,
 )
-from benchmarks.gradient_random import RandomSettings, add_jacobians, add_random
-from benchmarks.gradients import main
+from benchmarks.gradients.random_lstms import RandomSettings, add_jacobians, add_random
 from benchmarks.memory.networks import Method, Network
 from benchmarks.memory.tasks import Copying
 from captioner.checkpoint import Checkpoint, save

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.gradient_report import parts_table
+from benchmarks.gradients.report import parts_table
 from benchmarks.memory import transfer
 from benchmarks.memory.experiment import Experiment, Trial
 from benchmarks.memory.lags import NAMES, copying_lags
@@ -28,7 +28,7 @@ from benchmarks.memory.report import (
 )
 from benchmarks.memory.running import run_trials
 from benchmarks.memory.training import Check, Outcome, read_outcome
-from benchmarks.report import machine, short_note
+from benchmarks.reporting import machine, short_note
 from captioner.arguments import SettingsParser, exit_code, picture
 from captioner.errors import ConfigError
 from captioner.run import choose_device

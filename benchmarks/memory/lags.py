@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks.gradient_lags import Row, lstm_lags, singular_values, token_losses
-from benchmarks.gradient_report import Groups
+from benchmarks.gradients.lags import Row, lstm_lags, singular_values, token_losses
+from benchmarks.gradients.report import Groups
 from benchmarks.memory.experiment import Trial
 from benchmarks.memory.tasks import Copying
 from benchmarks.memory.training import Training
 from benchmarks.memory.transfer import trained
-from benchmarks.report import aligned
+from benchmarks.reporting import aligned
 from captioner.errors import ConfigError
 from captioner.lstm import HDetachLSTM
 

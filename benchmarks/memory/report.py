@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.memory.training import Check, Outcome
-from benchmarks.report import aligned, difference, mean, mean_deviation, write_csv
+from benchmarks.reporting import aligned, difference, mean, mean_deviation, write_csv
 
 SOLVED = 0.99
 COLUMNS = (

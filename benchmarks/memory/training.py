@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.memory.experiment import Trial
 from benchmarks.memory.networks import Network
 from benchmarks.memory.tasks import Batch, Task
-from benchmarks.report import machine
+from benchmarks.reporting import machine
 from captioner.errors import ConfigError
 from captioner.files import read_json, write_text
 from captioner.lstm import HDetachLSTM

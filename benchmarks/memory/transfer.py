@@ -8,7 +8,7 @@ from statistics import fmean
 from benchmarks.memory.experiment import Trial
 from benchmarks.memory.tasks import Copying
 from benchmarks.memory.training import Training
-from benchmarks.report import aligned
+from benchmarks.reporting import aligned
 from captioner.errors import ConfigError
 
 _SEED = 555  # of the test sequences, the same for all networks, as in the authors' code

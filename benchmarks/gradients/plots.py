@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.gradient_lags import ALL, CELL, HIDDEN, SHARE, Row
-from benchmarks.gradient_report import Groups
+from benchmarks.gradients.lags import ALL, CELL, HIDDEN, SHARE, Row
+from benchmarks.gradients.report import Groups
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.gradient_lags import (
+from benchmarks.gradients.lags import (
     CaptionLags,
     Detach,
     Row,
@@ -20,10 +20,10 @@ from benchmarks.gradient_lags import (
     caption_lags,
     singular_values,
 )
-from benchmarks.gradient_plots import draw_captions, draw_random
-from benchmarks.gradient_random import RandomSettings, add_random
-from benchmarks.gradient_report import Groups, detached_table, parts_table, write_rows
-from benchmarks.report import aligned, machine, short_note
+from benchmarks.gradients.plots import draw_captions, draw_random
+from benchmarks.gradients.random_lstms import RandomSettings, add_random
+from benchmarks.gradients.report import Groups, detached_table, parts_table, write_rows
+from benchmarks.reporting import aligned, machine, short_note
 from captioner.arguments import Parser, exit_code, number, picture, positive
 from captioner.checkpoint import Checkpoint, load
 from captioner.data import CaptionDataset

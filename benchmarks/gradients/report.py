@@ -7,8 +7,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TypeAlias
 
-from benchmarks.gradient_lags import ALL, CELL, HIDDEN, SHARE, Row
-from benchmarks.report import aligned, write_csv
+from benchmarks.gradients.lags import ALL, CELL, HIDDEN, SHARE, Row
+from benchmarks.reporting import aligned, write_csv
 
 Groups: TypeAlias = Mapping[tuple[str, ...], Sequence[Row]]  # by what they are of
 

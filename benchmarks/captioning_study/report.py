@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.captioning_trials import BASE, PLAIN, Outcome
-from benchmarks.report import aligned, difference, mean, mean_deviation, write_csv
+from benchmarks.captioning_study.trials import BASE, PLAIN, Outcome
+from benchmarks.reporting import aligned, difference, mean, mean_deviation, write_csv
 
 REACHED = 0.95  # of the best plain score
 COLUMNS = (

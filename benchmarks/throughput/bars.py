@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.measure import OURS, Result
+from benchmarks.throughput.measure import OURS, Result
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
-from benchmarks.captioning_report import Row, ciders
-from benchmarks.captioning_trials import PLAIN, Outcome
-from benchmarks.report import mean_deviation
+from benchmarks.captioning_study.report import Row, ciders
+from benchmarks.captioning_study.trials import PLAIN, Outcome
+from benchmarks.reporting import mean_deviation
 
 
 def draw_curves(outcomes: Sequence[Outcome], note: str, path: Path) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.captioning_variants import known_variants
+from benchmarks.captioning_study.variants import known_variants
 from benchmarks.locks import locked
-from benchmarks.report import machine
+from benchmarks.reporting import machine
 from captioner.config import Config, DecodeConfig, ModelConfig, TrainConfig
 from captioner.errors import ConfigError
 from captioner.files import read_json, write_text

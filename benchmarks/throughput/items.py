@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import products
-from benchmarks.baselines import (
+from benchmarks.throughput import products
+from benchmarks.throughput.baselines import (
     AttendNet,
     CellLoop,
     Rows,
@@ -31,8 +31,8 @@ from benchmarks.baselines import (
     plain_network,
     tutorial_attend,
 )
-from benchmarks.measure import OURS, Item, ItemMaker, Run
-from benchmarks.products import CoreSizes, DecoderSizes
+from benchmarks.throughput.measure import OURS, Item, ItemMaker, Run
+from benchmarks.throughput.products import CoreSizes, DecoderSizes
 from captioner.config import DecodeConfig, EncoderConfig, ModelConfig, TrainConfig
 from captioner.data import Batch, pack
 from captioner.decoder import Decoder, Teacher, make_decoder

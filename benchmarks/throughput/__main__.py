@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.items import GPU_ITEMS, ITEMS
-from benchmarks.measure import Result, measure
-from benchmarks.report import as_json, draw, machine, notes, table
+from benchmarks.reporting import machine
+from benchmarks.throughput.items import GPU_ITEMS, ITEMS
+from benchmarks.throughput.measure import Result, measure
+from benchmarks.throughput.report import as_json, draw, notes, table
 from captioner.arguments import Parser, exit_code, picture, positive
 from captioner.errors import ConfigError
 from captioner.run import choose_device

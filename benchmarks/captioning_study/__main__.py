@@ -11,9 +11,9 @@ from statistics import fmean
 
 from tqdm import tqdm
 
-from benchmarks.captioning_data import first_pictures, make_data
-from benchmarks.captioning_plots import draw_curves, draw_differences
-from benchmarks.captioning_report import (
+from benchmarks.captioning_study.data import first_pictures, make_data
+from benchmarks.captioning_study.plots import draw_curves, draw_differences
+from benchmarks.captioning_study.report import (
     best_cider,
     pooled_table,
     rows,
@@ -21,7 +21,7 @@ from benchmarks.captioning_report import (
     write_epochs,
     write_trials,
 )
-from benchmarks.captioning_trials import (
+from benchmarks.captioning_study.trials import (
     FINE_GRID,
     INGREDIENTS,
     Outcome,
@@ -32,7 +32,7 @@ from benchmarks.captioning_trials import (
     read_outcome,
     run_trial,
 )
-from benchmarks.report import short_note
+from benchmarks.reporting import short_note
 from captioner.arguments import Parser, exit_code, number, picture, positive
 from captioner.data import read_examples
 from captioner.decoder import DECODERS

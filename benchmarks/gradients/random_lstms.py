@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.block_recursion import Blocks, block_matrices
-from benchmarks.gradient_lags import Detach, Samples, add_detached, add_parts
+from benchmarks.gradients.block_recursion import Blocks, block_matrices
+from benchmarks.gradients.lags import Detach, Samples, add_detached, add_parts
 from captioner.lstm import HDetachLSTM
 
 

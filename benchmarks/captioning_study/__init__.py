@@ -1,0 +1,1 @@
+"""What h-detach and the recipe's parts add to captions: many small trainings."""

@@ -1,0 +1,1 @@
+"""How fast the captioner is, beside the plain loops that people write for the same job."""
