@@ -410,6 +410,19 @@ def test_transfer_at_the_trained_length_is_about_the_validation_accuracy(tmp_pat
     assert set(by_length) == {3, 8}
 
 
+def test_gradients_of_all_seeds_are_told_together(tmp_path):
+    experiment = tiny(tmp_path, task="copying", methods=("lstm",), seeds=(1, 2), steps=2)
+    run_trials(experiment.trials())
+    both, singular = copying_lags(experiment.trials(), 4)
+    assert list(both) == [("untrained", "", "2"), ("lstm", "0.001", "2")]
+    alone = [copying_lags([trial], 4)[0]["lstm", "0.001", "1"] for trial in experiment.trials()]
+    for together, first, second in zip(both["lstm", "0.001", "2"], *alone, strict=True):
+        assert (together.lag, together.path) == (first.lag, first.path)
+        assert together.count == first.count + second.count
+        assert together.mean == pytest.approx((first.mean + second.mean) / 2)
+    assert singular.count("\n") == 2
+
+
 def test_gradients_without_an_lstm_are_refused(tmp_path):
     experiment = tiny(tmp_path, task="copying", methods=("gru",), steps=2)
     run_trials(experiment.trials())
@@ -513,7 +526,7 @@ def test_the_command_trains_reports_and_writes_tables_and_pictures(tmp_path, cap
     assert main(["gradients", *given, "--lags=[1,9]", "--sequences=4"]) == 0
     told = capsys.readouterr().out
     assert "untrained" in told
-    assert told.count("lstm") == 1 + 2 * 2 + 2  # the command; two seeds, two lags and W_hh
+    assert told.count("lstm") == 1 + 2 + 1  # the command; two lags and W_hh
 
 
 @pytest.mark.parametrize(

@@ -181,8 +181,9 @@ def lstm_lags(
     at: Sequence[int] | None = None,
     detached: Sequence[Detach] = (Detach(0.25), Detach(0.5)),
     seed: int = 0,
+    samples: Samples | None = None,
 ) -> list[Row]:
-    """The table of an LSTM on inputs (T, B, I), from the zero state.
+    """The table of an LSTM on inputs (T, B, I), from the zero state, with `samples` of others.
 
     `loss` makes losses (T, B), one a step and sequence, from the outputs (T, B, H); those of the
     steps `at` are followed back, the last one's if None. Without dropout between layers.
@@ -191,7 +192,8 @@ def lstm_lags(
     run = unroll_lstm(lstm, inputs.flatten(0, 1), [batch] * steps)
     losses = loss(torch.stack([step.h[-1] for step in run.steps]))
     run.losses = list(losses.unbind())
-    samples, generator = Samples(), torch.Generator().manual_seed(seed)
+    samples = Samples() if samples is None else samples
+    generator = torch.Generator().manual_seed(seed)
     add_lags(samples, run, detached, generator, [steps - 1] if at is None else at)
     return samples.rows()
 

@@ -146,9 +146,9 @@ def _gradients(arguments: Sequence[str]) -> None:
     trials = _experiment(parser, settings).trials()
     groups, singular = copying_lags(trials, settings.sequences)
     _tell_machine(_command("gradients", arguments))
-    print("", "Gradient of an answer's loss in c, lag steps back (medians):", sep="\n")
+    print("", "Gradient of an answer's loss in c, lag steps back, medians:", sep="\n")
     print(parts_table(groups, NAMES, settings.lags))
-    print("", "Singular values of W_hh:", singular, sep="\n")
+    print("", "Singular values of W_hh, medians over the trials:", singular, sep="\n")
 
 
 def _command(name: str, arguments: Sequence[str]) -> str:
