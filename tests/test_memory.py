@@ -152,6 +152,15 @@ def test_an_epoch_shows_each_picture_once_in_an_order_of_its_own():
     assert len({tuple(epoch(*which)) for which in ((0,), (1,), (0, 2))}) == 3
 
 
+def test_a_training_sees_the_next_pictures_at_each_step(tmp_path):
+    trial = tiny(tmp_path, task="digits").trials()[0]
+    training = Training(trial)
+    seen = [training.next_batch() for _ in range(3)]
+    for step, batch in enumerate(seen):
+        assert torch.equal(batch.inputs, training.task.batch(5, step, torch.Generator()).inputs)
+    assert not torch.equal(seen[0].inputs, seen[1].inputs)
+
+
 def test_a_batch_larger_than_all_pictures_is_refused():
     with pytest.raises(ConfigError, match="batch is 5; there are 4 pictures"):
         pixels(torch.rand(4, 9), torch.arange(4)).batch(5, 0, torch.Generator())
@@ -478,15 +487,17 @@ def test_methods_are_compared_with_the_first_seed_by_seed():
         outcome("lstm", 1, [0.5, 1.0]),
         outcome("lstm", 2, [0.2, 0.3]),
         outcome("lstm", 4, [1.0]),  # without a partner
+        outcome("lstm", 5, [1.0]),
         outcome("h-detach 0.5", 2, [0.6, 0.99]),
         outcome("h-detach 0.5", 1, [0.5, 0.6, 0.9]),
         outcome("h-detach 0.5", 3, [0.9]),  # without one, too
+        outcome("h-detach 0.5", 5, [0.5, 1.0]),
     ]
     (pair,) = pairs(found)
     assert (pair.method, pair.against, pair.rate) == ("h-detach 0.5", "lstm", 1e-3)
-    assert pair.differences == pytest.approx([0.99 - 0.3, 0.9 - 1.0])
-    assert (pair.sooner, pair.later) == (1, 1)
-    assert "+29.5 ± 39.5" in pairs_table([pair])
+    assert pair.differences == pytest.approx([0.99 - 0.3, 0.9 - 1.0, 0])
+    assert (pair.sooner, pair.later) == (1, 2)
+    assert "+19.7 ± 24.8" in pairs_table([pair])
 
 
 def test_a_method_that_diverged_at_once_has_got_nothing_right():
