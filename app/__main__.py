@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 import captioner
+from captioner import ConfigError
 from captioner.arguments import Parser, exit_code
-from captioner.errors import ConfigError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
