@@ -181,21 +181,24 @@ def lstm_lags(
     at: Sequence[int] | None = None,
     detached: Sequence[Detach] = (Detach(0.25), Detach(0.5)),
     seed: int = 0,
-    samples: Samples | None = None,
 ) -> list[Row]:
-    """The table of an LSTM on inputs (T, B, I), from the zero state, with `samples` of others.
+    """The table of an LSTM on inputs (T, B, I), from the zero state.
 
     `loss` makes losses (T, B), one a step and sequence, from the outputs (T, B, H); those of the
     steps `at` are followed back, the last one's if None. Without dropout between layers.
     """
+    samples, generator = Samples(), torch.Generator().manual_seed(seed)
+    last = [len(inputs) - 1]
+    add_lags(samples, unrolled(lstm, inputs, loss), detached, generator, last if at is None else at)
+    return samples.rows()
+
+
+def unrolled(lstm: HDetachLSTM, inputs: Tensor, loss: Callable[[Tensor], Tensor]) -> Unrolled:
+    """An LSTM's pass over inputs (T, B, I) with its losses, for `add_lags`; as of `lstm_lags`."""
     steps, batch = inputs.shape[:2]
     run = unroll_lstm(lstm, inputs.flatten(0, 1), [batch] * steps)
-    losses = loss(torch.stack([step.h[-1] for step in run.steps]))
-    run.losses = list(losses.unbind())
-    samples = Samples() if samples is None else samples
-    generator = torch.Generator().manual_seed(seed)
-    add_lags(samples, run, detached, generator, [steps - 1] if at is None else at)
-    return samples.rows()
+    run.losses = list(loss(torch.stack([step.h[-1] for step in run.steps])).unbind())
+    return run
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from benchmarks.gradients.lags import Row, Samples, lstm_lags, singular_values, token_losses
+from benchmarks.gradients.lags import (
+    Row,
+    Samples,
+    add_lags,
+    singular_values,
+    token_losses,
+    unrolled,
+)
 from benchmarks.gradients.report import Groups
 from benchmarks.memory.experiment import Trial
 from benchmarks.memory.tasks import Copying
@@ -43,16 +50,13 @@ def copying_lags(trials: Sequence[Trial], sequences: int) -> tuple[Groups, str]:
             network, task = training.network.eval(), training.task
             assert isinstance(network.core, HDetachLSTM)
             assert isinstance(task, Copying)
-            rows = lstm_lags(
-                network.core,
-                task.validation.inputs[:, :sequences],
-                token_losses(network.answer, task.validation.targets[:, :sequences]),
-                at=range(task.steps - task.copied, task.steps),
-                detached=(),
-                samples=samples,
-            )
-            values.append(singular_values(network.core.weight_hh_l0)["W_hh"])
-        groups[(*name, str(len(group)))] = rows
-        for_all = [[found.max().item() for found in values], [f.median().item() for f in values]]
-        singular.append([*name, str(len(group)), *(f"{median(found):.2f}" for found in for_all)])
+            inputs, targets = task.validation.inputs, task.validation.targets
+            loss = token_losses(network.answer, targets[:, :sequences])
+            run = unrolled(network.core, inputs[:, :sequences], loss)
+            add_lags(samples, run, at=range(task.steps - task.copied, task.steps))
+            found = singular_values(network.core.weight_hh_l0)["W_hh"]
+            values.append((found.max().item(), found.median().item()))
+        told = (*name, str(len(group)))
+        groups[told] = samples.rows()
+        singular.append([*told, *(f"{median(of_all):.2f}" for of_all in zip(*values, strict=True))])
     return groups, aligned([*NAMES, "largest", "median"], singular, ["method"])

@@ -51,10 +51,10 @@ class Pairs:
 def rows(outcomes: Sequence[Outcome], solved: float = SOLVED) -> list[Row]:
     """A row for each method and rate, in order of appearance; then, of several rates, for all."""
     return [
-        _row(method, rate, _of(outcomes, method, rate), solved)
+        _row(method, rate, group, solved)
         for rate in _rates(outcomes)
         for method in _methods(outcomes)
-        if _of(outcomes, method, rate)
+        if (group := _of(outcomes, method, rate))
     ]
 
 
