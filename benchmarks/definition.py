@@ -6,7 +6,6 @@ and by the definition. Prints how far the losses lie apart, and the CPU time of 
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import tempfile
 import time
@@ -49,9 +48,7 @@ def _definition(given: Sequence[str]) -> None:
     settings = parser.read(given)
     if settings.steps < 1:
         raise ConfigError(f"steps is {settings.steps}; it must be >= 1")
-    values = parser.instantiate(settings)
-    config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
-    fused, defined = compare(config, settings.steps)
+    fused, defined = compare(parser.made(Config, settings), settings.steps)
     apart = max(abs(a - b) for a, b in zip(fused.losses, defined.losses, strict=True))
     ratio = sorted(b / a for a, b in zip(fused.seconds, defined.seconds, strict=True))
     print(f"steps: {settings.steps}, loss {fused.losses[0]:.4f} -> {fused.losses[-1]:.4f}")

@@ -6,6 +6,7 @@ Wrong options are a ConfigError, like any wrong setting.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import os
 import re
@@ -13,11 +14,13 @@ import sys
 from argparse import ArgumentError, Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser
 
 from captioner.errors import CaptionerError, ConfigError
+
+_Settings = TypeVar("_Settings")
 
 
 def exit_code(work: Callable[[], int | None], stopped: str = "") -> int:
@@ -99,6 +102,12 @@ class SettingsParser(ArgumentParser):
             return super().parse_args(list(arguments))
         except (ArgumentError, TypeError, ValueError) as error:
             self.error(str(error))
+
+    def made(self, kind: type[_Settings], settings: Namespace) -> _Settings:
+        """The dataclass whose arguments were added, of what was read."""
+        values = self.instantiate(settings)
+        names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
+        return kind(**{name: values[name] for name in names})
 
     def _hint(self, message: str) -> str:
         known = {o for action in self._actions for o in action.option_strings if o[:2] == "--"}

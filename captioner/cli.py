@@ -68,8 +68,7 @@ def _train(arguments: Sequence[str]) -> int:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_class_arguments(Config)
     settings = parser.read(arguments)
-    values = parser.instantiate(settings)
-    config = Config(**{field.name: values[field.name] for field in dataclasses.fields(Config)})
+    config = parser.made(Config, settings)
 
     from captioner.train import train  # torch takes seconds to import; --help should not
 

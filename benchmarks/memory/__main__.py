@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import sys
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,7 +70,7 @@ def _train(arguments: Sequence[str]) -> None:
         raise ConfigError("threads must be >= 1, together >= 0")
     torch.set_num_threads(settings.threads)
     device = choose_device(settings.device)
-    trials = _experiment(parser, settings).trials()
+    trials = parser.made(Experiment, settings).trials()
     size = settings.together or (len(trials) if device.type == "cuda" else 1)
     with tqdm(total=sum(trial.experiment.steps for trial in trials), unit="step") as bar:
         done: dict[Trial, int] = {}
@@ -100,7 +98,7 @@ def _report(arguments: Sequence[str]) -> None:
         "--solved", type=float, default=SOLVED, help="validation accuracy that counts as solved"
     )
     settings = parser.read(arguments)
-    experiment, solved = _experiment(parser, settings), settings.solved
+    experiment, solved = parser.made(Experiment, settings), settings.solved
     if not 0 < solved <= 1:
         raise ConfigError(f"solved is {solved}; it must be above 0 and at most 1")
     outcomes = _tell(experiment.trials(), _command("report", arguments), solved)
@@ -121,7 +119,7 @@ def _transfer(arguments: Sequence[str]) -> None:
     )
     _add_plot(parser, "accuracy over T")
     settings = parser.read(arguments)
-    experiment = _experiment(parser, settings)
+    experiment = parser.made(Experiment, settings)
     if not settings.lengths:
         raise ConfigError("lengths is empty; give at least one")
     found = transfer.transfer(experiment.trials(), settings.lengths)
@@ -143,7 +141,7 @@ def _gradients(arguments: Sequence[str]) -> None:
     settings = parser.read(arguments)
     if settings.sequences < 1 or not settings.lags:
         raise ConfigError("sequences must be >= 1 and lags not empty")
-    trials = _experiment(parser, settings).trials()
+    trials = parser.made(Experiment, settings).trials()
     groups, singular = copying_lags(trials, settings.sequences)
     _tell_machine(_command("gradients", arguments))
     print("", "Gradient of an answer's loss in c, lag steps back, medians:", sep="\n")
@@ -198,12 +196,6 @@ def _parser(command: str, description: str) -> SettingsParser:
 
 def _add_plot(parser: SettingsParser, what: str) -> None:
     parser.add_argument("--plot", type=picture, help=f"picture of {what}: .png, .svg or .pdf")
-
-
-def _experiment(parser: SettingsParser, settings: Namespace) -> Experiment:
-    values = parser.instantiate(settings)
-    names = [field.name for field in dataclasses.fields(Experiment)]
-    return Experiment(**{name: values[name] for name in names})
 
 
 if __name__ == "__main__":
