@@ -12,21 +12,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner.config import EncoderConfig
+from captioner.config import EncoderConfig, TrainConfig
 from captioner.encoder import Encoder
 from captioner.errors import DataError
-from captioner.features import DONE, FeatureStore
+from captioner.features import DONE, FeatureStore, Source, read_sources
 from captioner.files import write_text
 from captioner.images import open_image
 from captioner.vocabulary import SPECIAL, UNK, Vocabulary, tokenize
-from data_prep.records import SPLITS, Record
+from data_prep.names import Folder
+from data_prep.records import SPLITS, WARNINGS, Record
 
 log = logging.getLogger(__name__)
 
-WARNINGS = 10  # pictures left out that are named on the way; all are in report.json
+MAX_WORDS = TrainConfig.max_words  # where training cuts captions unless it is told otherwise
 
 
 @dataclass
@@ -37,9 +40,12 @@ class Report:
     captions: Counter[str] = field(default_factory=Counter)
     words: int = 0
     unknown_share: dict[str, float] = field(default_factory=dict)
+    long_share: float = 0.0  # of the training captions: those of more than MAX_WORDS words
+    longest: int = 0  # words of a training caption
     feature_bytes: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     without_captions: list[str] = field(default_factory=list)
+    copies: dict[str, str] = field(default_factory=dict)  # left out -> the same one in val or test
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
@@ -52,9 +58,18 @@ class Report:
         ]
         lines.append(f"vocabulary: {self.words:,} words (and 4 special tokens)")
         lines.append(f"features: {self.feature_bytes / 1e6:,.1f} MB")
+        if self.long_share:
+            lines.append(
+                f"long captions: {self.long_share:.2%} of train have more than {MAX_WORDS} words "
+                f"(the longest {self.longest:,}); training cuts them there (train.max_words)"
+            )
         for what, names in (
             ("pictures could not be read", list(self.unreadable)),
             ("pictures have no caption", self.without_captions),
+            (
+                "pictures are also in another split, byte for byte, and stay there",
+                [f"{copy} = {kept}" for copy, kept in self.copies.items()],
+            ),
         ):
             if names:
                 some = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
@@ -68,6 +83,8 @@ def build(
     encoder_config: EncoderConfig,
     *,
     encoder_state: Mapping[str, Tensor] | None = None,
+    vocabulary: Vocabulary | None = None,
+    sources: Mapping[str, Source | None] | None = None,
     min_count: int = 5,
     mirror: bool = False,
     batch_size: int = 16,
@@ -75,41 +92,67 @@ def build(
 ) -> Report:
     """Write examples.json, vocabulary.json, report.json and the feature store into `out`.
 
-    Can be interrupted at any moment and called again with the same arguments: pictures already
-    encoded are kept, unreadable ones are tried again. Unreadable pictures and pictures without
-    captions are left out and reported. `encoder_state` holds the weights of a CNN that was trained
-    here. Raises DataError when nothing is left to train on, `out`
-    cannot be written or its disk is full; ConfigError for an unusable encoder.
+    Can be interrupted at any moment and called again: pictures already encoded are kept as long as
+    their files are the same, unreadable ones are tried again. Unreadable pictures, pictures without
+    captions and, of the same picture in several splits, all but those of the last split are left
+    out and reported. `encoder_state` holds the weights of a CNN that was trained here, which are
+    kept in the folder; `vocabulary` is taken where nothing is in train; `sources` are what
+    `identify` gives. Raises DataError when nothing is left to train on, `out` cannot be written or
+    its disk is full; ConfigError for an unusable encoder.
     """
     report = Report(notes=list(notes))
     kept = _usable(records, report)
-    _vocabulary(kept, min_count)  # what is wrong with it is better said before hours of encoding
+    _vocabulary(kept, min_count, vocabulary)  # what is wrong with it is better said at once
+    if sources is None:
+        sources = identify(kept, out)
+    kept = _without_copies(kept, sources, report)
+    present = [record for record in kept if sources.get(record.key)]
+    _check_present(kept, present)
+    _vocabulary(present, min_count, vocabulary)
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / ".writable").touch()
         (out / ".writable").unlink()
     except OSError as error:
         raise DataError(f"cannot write to {out}: {error.strerror}; give another --out") from None
-    if not (out / "features.json").exists() and not any(r.path.is_file() for r in kept):
-        raise DataError(
-            f"none of the {len(kept):,} pictures was found, for one {kept[0].path}; "
-            "give the folder that holds them as --images"
-        )
     encoder = Encoder(encoder_config, encoder_state)
-    shape = (1 + mirror, encoder.cells, encoder.dim)
-    store = FeatureStore.create(out, [record.key for record in kept], shape, encoder_config)
+    store = FeatureStore.create(
+        out,
+        [record.key for record in kept],
+        (1 + mirror, encoder.cells, encoder.dim),
+        encoder_config,
+        sources,
+        before_change=lambda: (out / "examples.json").unlink(missing_ok=True),
+    )
+    if encoder_state is not None:
+        _keep_encoder(encoder_state, encoder_config.weights, out / "encoder.safetensors")
+    rows = {key: row for row, key in enumerate(store.keys)}
+    by_row = {rows[record.key]: record for record in kept}
     try:
-        _encode(kept, store, encoder, batch_size, report)
+        _encode(by_row, store, encoder, batch_size, report)
     except torch.OutOfMemoryError:
         raise DataError(
             f"the GPU has no room for {batch_size} pictures at once; give a smaller --batch-size"
         ) from None
-
-    readable = [(row, record) for row, record in enumerate(kept) if store.state[row] == DONE]
-    vocabulary = _vocabulary([record for _, record in readable], min_count)
+    for record in kept:
+        if record.key not in report.unreadable and not sources.get(record.key):
+            report.unreadable[record.key] = f"no picture at {record.path}"
+    readable = [
+        (rows[record.key], record)
+        for record in kept
+        if store.state[rows[record.key]] == DONE and record.key not in report.unreadable
+    ]
+    vocabulary = _vocabulary([record for _, record in readable], min_count, vocabulary)
     report.feature_bytes = store.values.nbytes
     report.words = len(vocabulary) - len(SPECIAL)
     _count(readable, vocabulary, report)
+    _write(out, readable, vocabulary, report)
+    return report
+
+
+def _write(
+    out: Path, readable: Sequence[tuple[int, Record]], vocabulary: Vocabulary, report: Report
+) -> None:
     examples = [
         {
             "image": record.key,
@@ -126,7 +169,96 @@ def build(
         write_json(out / "examples.json", examples)  # last: it makes the folder complete
     except OSError as error:
         raise DataError(f"cannot write to {out}: {error.strerror}") from None
-    return report
+
+
+def identify(records: Sequence[Record], out: Path) -> dict[str, Source | None]:
+    """The file of each record, by key: what it holds, None where it cannot be read.
+
+    Files that the store in `out` knows are read only if they have changed since.
+    """
+    known = read_sources(out) or {}
+
+    def source(record: Record) -> Source | None:
+        return Source.of(record.path, known.get(record.key))
+
+    with (
+        ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool,
+        tqdm(total=len(records), unit="img", desc="looking for changes", delay=2) as bar,
+    ):
+        found = {}
+        for record, its_own in zip(records, pool.map(source, records), strict=True):
+            found[record.key] = its_own
+            bar.update()
+    return found
+
+
+def _keep_encoder(state: Mapping[str, Tensor], name: str, path: Path) -> None:
+    """Write the weights of a trained CNN beside its features; in float16 if nothing is lost by it.
+
+    The metadata `weights` is the name they have in EncoderConfig.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            if (file.metadata() or {}).get("weights") == name:
+                return
+    except (OSError, SafetensorError):
+        pass
+    half = all(torch.equal(value.half().float(), value.float()) for value in state.values())
+    weights = {
+        key: (value.half() if half else value).cpu().contiguous() for key, value in state.items()
+    }
+    partial = path.with_name(path.name + ".part")
+    try:
+        save_file(weights, partial, {"format": "pt", "weights": name})
+        partial.chmod(0o644)  # the library makes it its owner's alone
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"cannot write {path}: {error}") from None
+
+
+def _check_present(kept: Sequence[Record], present: Sequence[Record]) -> None:
+    """Raise DataError if no picture is there, and say how many are missing if some are."""
+    missing = len(kept) - len(present)
+    if not missing:
+        return
+    there = {record.key for record in present}
+    first = next(record for record in kept if record.key not in there)
+    levels = len(Path(first.key).parts)
+    hint = Folder(first.path.parents[levels - 1]).suggestion(first.key)
+    if not present:
+        raise DataError(
+            f"none of the {len(kept):,} pictures was found, for one {first.path}; "
+            + (hint or "give the folder that holds them as --images")
+        )
+    log.warning(
+        "%d of the %d pictures cannot be read and are left out, for one %s%s",
+        missing, len(kept), first.path, f"; {hint}" if hint else "",
+    )  # fmt: skip
+
+
+def _without_copies(
+    records: Sequence[Record], sources: Mapping[str, Source | None], report: Report
+) -> list[Record]:
+    """Records without those whose picture is, byte for byte, also in a later split.
+
+    What is scored must not be trained on: of train, val and test the last keeps the picture.
+    """
+    last: dict[str, Record] = {}
+    for record in records:
+        source = sources.get(record.key)
+        if source is not None:
+            before = last.setdefault(source.sha256, record)
+            if SPLITS.index(record.split) > SPLITS.index(before.split):
+                last[source.sha256] = record
+    kept = []
+    for record in records:
+        source = sources.get(record.key)
+        other = record if source is None else last[source.sha256]
+        if other.split == record.split:
+            kept.append(record)
+        else:
+            report.copies[record.key] = other.key
+    return kept
 
 
 def _usable(records: Sequence[Record], report: Report) -> list[Record]:
@@ -160,10 +292,18 @@ def _clean(caption: str) -> str:
     return " ".join(caption.split()).encode("utf-8", "replace").decode("utf-8")
 
 
-def _vocabulary(records: Sequence[Record], min_count: int) -> Vocabulary:
+def _vocabulary(
+    records: Sequence[Record], min_count: int, otherwise: Vocabulary | None
+) -> Vocabulary:
+    """The words of the training captions, or `otherwise` where there are none."""
     training = [caption for r in records if r.split == "train" for caption in r.captions]
+    if not training and otherwise is not None and records:
+        return otherwise
     if not training:
-        raise DataError("no readable picture with a caption is in the train split")
+        raise DataError(
+            "no readable picture with a caption is in the train split; to evaluate a checkpoint on "
+            "these pictures, give it as --encoder-of: its vocabulary is taken"
+        )
     vocabulary = Vocabulary.build(training, min_count)
     if len(vocabulary) == len(SPECIAL):
         raise DataError(
@@ -174,12 +314,13 @@ def _vocabulary(records: Sequence[Record], min_count: int) -> Vocabulary:
 
 
 def _encode(
-    records: Sequence[Record],
+    records: Mapping[int, Record],
     store: FeatureStore,
     encoder: Encoder,
     batch_size: int,
     report: Report,
 ) -> None:
+    """Fill the rows of the store that are pending; `records` are those of the rows."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder.to(device)
     pending = store.pending()
@@ -201,7 +342,7 @@ def _encode(
 
 
 def _batches(
-    records: Sequence[Record], pending: Sequence[int], encoder: Encoder, batch_size: int
+    records: Mapping[int, Record], pending: Sequence[int], encoder: Encoder, batch_size: int
 ) -> Iterator[tuple[list[int], list[Tensor], dict[int, str]]]:
     """Read and resize the next batch in threads while the CNN works on this one."""
 
@@ -234,6 +375,15 @@ def _count(readable: Sequence[tuple[int, Record]], vocabulary: Vocabulary, repor
             words[record.split] += len(tokens)
             unknown[record.split] += tokens.count(UNK)
     report.unknown_share = {split: unknown[split] / words[split] for split in words}
+    lengths = [
+        len(tokenize(caption))
+        for _, record in readable
+        if record.split == "train"
+        for caption in record.captions
+    ]
+    report.longest = max(lengths, default=0)
+    long = sum(length > MAX_WORDS for length in lengths)
+    report.long_share = long / len(lengths) if lengths else 0.0
 
 
 def write_json(path: Path, value: object) -> None:
