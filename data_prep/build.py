@@ -109,12 +109,7 @@ def build(
     present = [record for record in kept if sources.get(record.key)]
     _check_present(kept, present)
     _vocabulary(present, min_count, vocabulary)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise DataError(f"cannot write to {out}: {error.strerror}; give another --out") from None
+    _make_folder(out)
     encoder = Encoder(encoder_config, encoder_state)
     store = FeatureStore.create(
         out,
@@ -127,9 +122,8 @@ def build(
     if encoder_state is not None:
         _keep_encoder(encoder_state, encoder_config.weights, out / "encoder.safetensors")
     rows = {key: row for row, key in enumerate(store.keys)}
-    by_row = {rows[record.key]: record for record in kept}
     try:
-        _encode(by_row, store, encoder, batch_size, report)
+        _encode({rows[record.key]: record for record in kept}, store, encoder, batch_size, report)
     except torch.OutOfMemoryError:
         raise DataError(
             f"the GPU has no room for {batch_size} pictures at once; give a smaller --batch-size"
@@ -148,6 +142,15 @@ def build(
     _count(readable, vocabulary, report)
     _write(out, readable, vocabulary, report)
     return report
+
+
+def _make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / ".writable").touch()
+        (out / ".writable").unlink()
+    except OSError as error:
+        raise DataError(f"cannot write to {out}: {error.strerror}; give another --out") from None
 
 
 def _write(
@@ -223,7 +226,7 @@ def _check_present(kept: Sequence[Record], present: Sequence[Record]) -> None:
         return
     there = {record.key for record in present}
     first = next(record for record in kept if record.key not in there)
-    levels = len(Path(first.key).parts)
+    levels = min(len(Path(first.key).parts), len(first.path.parents))
     hint = Folder(first.path.parents[levels - 1]).suggestion(first.key)
     if not present:
         raise DataError(
