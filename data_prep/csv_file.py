@@ -248,8 +248,8 @@ def _header(names: Sequence[str], following: Sequence[Sequence[str]]) -> _Column
     elif image is None and _names_a_file(names):
         return None  # a picture with the caption "text"
     wanted = IMAGE_NAMES[:4] if image is None else CAPTION_NAMES
-    near = [n for n in names if difflib.get_close_matches(n, wanted, 1, 0.6)]
-    hint = f"; did you mean {near[0]}?" if near and image is not None else ""
+    pairs = ((name, difflib.get_close_matches(name, wanted, 1, 0.7)) for name in names)
+    hint = next((f"; did you mean {near[0]} by {name}?" for name, near in pairs if near), "")
     raise ValueError(
         f"line 1: the columns are {', '.join(names)}; one must be {' or '.join(wanted)}{hint}"
     )
