@@ -47,6 +47,7 @@ def _prepare(argv: Sequence[str] | None) -> None:
             vocabulary=vocabulary,
             sources=sources,
             min_count=args.min_count,
+            by_character=args.tokens == "characters",
             mirror=args.mirror,
             batch_size=args.batch_size,
             notes=[note] if note else [],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,14 @@ from captioner.errors import DataError
 from captioner.features import DONE, FeatureStore, Source, read_sources
 from captioner.files import write_text
 from captioner.images import open_image
-from captioner.vocabulary import SPECIAL, UNK, Vocabulary, tokenize
+from captioner.vocabulary import (
+    SPECIAL,
+    UNK,
+    Vocabulary,
+    characters,
+    lacks_spaces,
+    tokenize,
+)
 from data_prep.names import Folder
 from data_prep.records import SPLITS, WARNINGS, Record
 
@@ -86,6 +94,7 @@ def build(
     vocabulary: Vocabulary | None = None,
     sources: Mapping[str, Source | None] | None = None,
     min_count: int = 5,
+    by_character: bool = False,
     mirror: bool = False,
     batch_size: int = 16,
     notes: Sequence[str] = (),
@@ -97,11 +106,15 @@ def build(
     captions and, of the same picture in several splits, all but those of the last split are left
     out and reported. `encoder_state` holds the weights of a CNN that was trained here, which are
     kept in the folder; `vocabulary` is taken where nothing is in train; `sources` are what
-    `identify` gives. Raises DataError when nothing is left to train on, `out` cannot be written or
+    `identify` gives; `by_character` makes a word of each character of languages without spaces.
+    Raises DataError when nothing is left to train on, `out` cannot be written or
     its disk is full; ConfigError for an unusable encoder.
     """
     report = Report(notes=list(notes))
     kept = _usable(records, report)
+    if by_character:
+        kept = [replace(r, captions=tuple(map(characters, r.captions))) for r in kept]
+    _check_spaces(kept)
     _vocabulary(kept, min_count, vocabulary)  # what is wrong with it is better said at once
     if sources is None:
         sources = identify(kept, out)
@@ -291,8 +304,19 @@ def _usable(records: Sequence[Record], report: Report) -> list[Record]:
 
 
 def _clean(caption: str) -> str:
-    """One line of valid Unicode: the scorers pair captions by their lines."""
-    return " ".join(caption.split()).encode("utf-8", "replace").decode("utf-8")
+    """One line of valid Unicode, composed: the scorers pair captions by their lines."""
+    composed = unicodedata.normalize("NFC", " ".join(caption.split()))
+    return composed.encode("utf-8", "replace").decode("utf-8")
+
+
+def _check_spaces(records: Sequence[Record]) -> None:
+    """Raise DataError for captions in which words cannot be told apart."""
+    captions = [caption for record in records for caption in record.captions]
+    if lacks_spaces(captions[:10_000]):
+        raise DataError(
+            f"the captions have no spaces between words, for one {captions[0][:30]!r}; give "
+            "--tokens characters, or put spaces between the words of the captions file"
+        )
 
 
 def _vocabulary(

@@ -131,6 +131,9 @@ def _add_shared(
         "too, where nothing is in train")  # fmt: skip
     add("--min-count", type=_at_least(1), default=5, metavar="N",
         help="words seen less often in training are unknown (%(default)s)")  # fmt: skip
+    add("--tokens", choices=("words", "characters"), default="words",
+        help="what counts as a word: characters is for languages without spaces, such as Chinese, "
+        "Japanese and Thai (%(default)s)")  # fmt: skip
     add("--batch-size", type=_at_least(1), default=16, metavar="N",
         help="pictures the CNN sees at once (%(default)s)")  # fmt: skip
     if mirror:

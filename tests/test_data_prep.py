@@ -403,6 +403,21 @@ def test_a_karpathy_file_without_a_val_split_holds_some_out_and_says_so(tmp_path
     assert "held out: 5 of 14 images for validation (--val-share)" in capsys.readouterr().out
 
 
+def test_languages_without_spaces_are_refused_or_learnt_by_characters(tmp_path, paint, capsys):
+    paint(tmp_path, "1.png", "2.png", "3.png")
+    captions = write(tmp_path / "c.csv", "1.png,一只狗在雪地里跑\n2.png,一只猫睡觉\n3.png,狗跑\n")
+    command = ["csv", "--captions", str(captions), "--images", str(tmp_path), *SMALL_OPTIONS]
+    command += ["--out", str(tmp_path / "out"), "--val-share", "0.4"]
+    assert main(command) == 1
+    errors = capsys.readouterr().err
+    assert "no spaces between words, for one '一只狗在雪地里跑'; give --tokens characters" in errors
+    assert main([*command, "--tokens", "characters"]) == 0
+    examples = json.loads((tmp_path / "out/examples.json").read_text("utf-8"))
+    assert {"一 只 狗 在 雪 地 里 跑", "狗 跑"} <= {e["captions"][0] for e in examples}
+    words = Vocabulary.load(tmp_path / "out/vocabulary.json").words[4:]
+    assert max(map(len, words)) == 1
+
+
 def test_long_captions_are_reported(tmp_path, records):
     pictures = records(2)
     long = Record(**(vars(pictures[0]) | {"captions": ("word " * 500, "a dog")}))

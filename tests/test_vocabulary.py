@@ -7,7 +7,18 @@ import json
 import pytest
 
 from captioner.errors import DataError
-from captioner.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, Vocabulary, tokenize
+from captioner.vocabulary import (
+    BOS,
+    EOS,
+    PAD,
+    SPECIAL,
+    UNK,
+    Vocabulary,
+    characters,
+    joined,
+    lacks_spaces,
+    tokenize,
+)
 
 CAPTIONS = ["A dog runs.", "a dog sleeps", "A cat sleeps", "a bird"]
 
@@ -32,6 +43,56 @@ def vocabulary() -> Vocabulary:
 )
 def test_a_caption_is_split_into_lower_case_words_without_punctuation(caption, words):
     assert tokenize(caption) == words
+
+
+def test_a_word_is_the_same_in_each_unicode_form():
+    assert tokenize("Cafe\u0301") == tokenize("Café") == ["café"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "split"),
+    [
+        ("一只狗跑", "一 只 狗 跑"),
+        ("穿T恤的man。笑", "穿 T 恤 的 man。 笑"),
+        ("สุนัขวิ่ง", "สุ นั ข วิ่ ง"),
+        ("a dog  runs", "a dog runs"),
+        ("मैं", "मैं"),
+        ("", ""),
+    ],
+)
+def test_characters_of_scripts_without_spaces_become_words(caption, split):
+    assert characters(caption) == split
+    assert characters(split) == split
+
+
+def test_joined_words_have_spaces_only_where_their_script_has_them():
+    assert joined(["a", "dog", "runs"]) == "a dog runs"
+    assert joined(["一", "只", "狗"]) == "一只狗"
+    assert joined(["犬", "が", "走る"]) == "犬が走る"
+    assert joined(["สุ", "นั", "ข"]) == "สุนัข"
+    assert joined(["穿", "t", "恤"]) == "穿 t 恤"
+    assert joined([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("caption", "lacking"),
+    [
+        ("一只棕色的狗在雪地里跑", True),
+        ("一只狗", True),
+        ("一 只 棕色 的 狗 在 雪地 里 跑", False),
+        ("白い犬が雪の中を走っています。", True),
+        ("白い 犬 が 雪 の 中 を 走って います 。", False),
+        ("สุนัขกำลังวิ่งอยู่บนหิมะ", True),
+        ("สุนัข กำลัง วิ่ง อยู่ บน หิมะ", False),
+        ("눈 속을 달리는 개", False),
+        ("собака бежит по снегу", False),
+        ("a man in front of a sign that says 出口", False),
+        ("Donaudampfschifffahrtsgesellschaft", False),
+    ],
+)
+def test_captions_without_spaces_between_words_are_told(caption, lacking):
+    assert lacks_spaces([caption] * 3) == lacking
+    assert not lacks_spaces([characters(caption)] * 3)
 
 
 def test_words_are_ordered_by_frequency_and_then_by_letters(vocabulary):
