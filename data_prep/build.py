@@ -10,8 +10,11 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -111,9 +114,7 @@ def build(
     its disk is full; ConfigError for an unusable encoder.
     """
     report = Report(notes=list(notes))
-    kept = _usable(records, report)
-    if by_character:
-        kept = [replace(r, captions=tuple(map(characters, r.captions))) for r in kept]
+    kept = _usable(records, report, by_character)
     _check_spaces(kept)
     _vocabulary(kept, min_count, vocabulary)  # what is wrong with it is better said at once
     if sources is None:
@@ -124,26 +125,16 @@ def build(
     _vocabulary(present, min_count, vocabulary)
     _make_folder(out)
     encoder = Encoder(encoder_config, encoder_state)
-    store = FeatureStore.create(
-        out,
-        [record.key for record in kept],
-        (1 + mirror, encoder.cells, encoder.dim),
-        encoder_config,
-        sources,
-        before_change=lambda: (out / "examples.json").unlink(missing_ok=True),
-    )
+    keys, shape = [record.key for record in kept], (1 + mirror, encoder.cells, encoder.dim)
+    incomplete = partial((out / "examples.json").unlink, missing_ok=True)
+    store = FeatureStore.create(out, keys, shape, encoder_config, sources, incomplete)
     if encoder_state is not None:
         _keep_encoder(encoder_state, encoder_config.weights, out / "encoder.safetensors")
     rows = {key: row for row, key in enumerate(store.keys)}
-    try:
-        _encode({rows[record.key]: record for record in kept}, store, encoder, batch_size, report)
-    except torch.OutOfMemoryError:
-        raise DataError(
-            f"the GPU has no room for {batch_size} pictures at once; give a smaller --batch-size"
-        ) from None
-    for record in kept:
-        if record.key not in report.unreadable and not sources.get(record.key):
-            report.unreadable[record.key] = f"no picture at {record.path}"
+    _encode({rows[record.key]: record for record in kept}, store, encoder, batch_size, report)
+    for record in kept:  # those that are not there now, but were when they were encoded
+        if not sources.get(record.key):
+            report.unreadable.setdefault(record.key, f"no picture at {record.path}")
     readable = [
         (rows[record.key], record)
         for record in kept
@@ -223,11 +214,11 @@ def _keep_encoder(state: Mapping[str, Tensor], name: str, path: Path) -> None:
     weights = {
         key: (value.half() if half else value).cpu().contiguous() for key, value in state.items()
     }
-    partial = path.with_name(path.name + ".part")
+    part = path.with_name(path.name + ".part")
     try:
-        save_file(weights, partial, {"format": "pt", "weights": name})
-        partial.chmod(0o644)  # the library makes it its owner's alone
-        partial.replace(path)
+        save_file(weights, part, {"format": "pt", "weights": name})
+        part.chmod(0o644)  # the library makes it its owner's alone
+        part.replace(path)
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot write {path}: {error}") from None
 
@@ -277,12 +268,14 @@ def _without_copies(
     return kept
 
 
-def _usable(records: Sequence[Record], report: Report) -> list[Record]:
+def _usable(records: Sequence[Record], report: Report, by_character: bool) -> list[Record]:
     """Records with captions, each file once, each id once; captions without a word are dropped."""
     kept: dict[str, Record] = {}
     ids: dict[int, str] = {}
     for record in records:
         captions = tuple(_clean(text) for text in record.captions if tokenize(text))
+        if by_character:
+            captions = tuple(map(characters, captions))
         if not captions:
             report.without_captions.append(record.key)
             continue
@@ -348,8 +341,7 @@ def _encode(
     report: Report,
 ) -> None:
     """Fill the rows of the store that are pending; `records` are those of the rows."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    encoder.to(device)
+    encoder.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     pending = store.pending()
     with tqdm(total=len(records), initial=len(records) - len(pending), unit="img",
               desc="encoding", smoothing=0.1) as bar, torch.inference_mode():  # fmt: skip
@@ -360,12 +352,21 @@ def _encode(
                 if len(report.unreadable) <= WARNINGS:
                     log.warning("left out: %s", reason)
             if rows:
-                batch = torch.stack(pixels).to(device)  # (B, 3, S, S)
-                views = [encoder(batch)]
-                if store.views == 2:
-                    views.append(encoder(batch.flip(-1)))
-                store.write(rows, torch.stack(views, 1).half().cpu().numpy())
+                store.write(rows, _features(encoder, torch.stack(pixels), store.views))
             bar.update(len(rows) + len(failed))
+
+
+def _features(encoder: Encoder, pixels: Tensor, views: int) -> npt.NDArray[np.float16]:
+    """Features (B, views, L, D) of pixels (B, 3, S, S)."""
+    try:
+        batch = pixels.to(encoder.mean.device)
+        each = [encoder(batch)] if views == 1 else [encoder(batch), encoder(batch.flip(-1))]
+        features: npt.NDArray[np.float16] = torch.stack(each, 1).half().cpu().numpy()
+    except torch.OutOfMemoryError:
+        raise DataError(
+            f"the GPU has no room for {len(pixels)} pictures at once; give a smaller --batch-size"
+        ) from None
+    return features
 
 
 def _batches(

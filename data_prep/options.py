@@ -69,7 +69,11 @@ def parser() -> Parser:
     _add_shares(csv)
     _add_shared(csv)
 
-    toy = add("toy", "pictures of coloured shapes, drawn on the spot", "--out data/toy")
+    _add_toy(add("toy", "pictures of coloured shapes, drawn on the spot", "--out data/toy"))
+    return top
+
+
+def _add_toy(toy: Parser) -> None:
     toy.add_argument("--images", type=_at_least(3), default=1000, metavar="N",
                      help="pictures to draw (%(default)s)")  # fmt: skip
     toy.add_argument("--seed", type=_at_least(0), default=0, metavar="N",
@@ -77,7 +81,6 @@ def parser() -> Parser:
     toy.set_defaults(val_share=0.1, test_share=0.1)
     # Small pictures and a small network take seconds; mirrored, left would be right.
     _add_shared(toy, encoder="efficientnet_lite0", image_size=128, mirror=False)
-    return top
 
 
 def _add_file(command: Parser, option: str, what: str, nargs: str | None = None) -> None:
