@@ -164,3 +164,24 @@ def test_words_that_want_another_are_known_by_their_ids(vocabulary: Vocabulary) 
     assert vocabulary.decode(vocabulary.bad_endings()) == ["a"]
     words = Vocabulary([*SPECIAL, "on", "dog", "with", "the"])
     assert words.decode(words.bad_endings()) == ["the", "with"]
+
+
+def test_a_caption_in_chinese_is_written_without_spaces():
+    import numpy as np
+
+    from captioner.checkpoint import Checkpoint
+    from captioner.config import DecodeConfig, EncoderConfig
+    from captioner.decoder import make_decoder
+    from captioner.encoder import Encoder
+    from captioner.pipeline import Captioner
+    from tests.tiny import MODEL
+
+    encoder = EncoderConfig("efficientnet_lite0", weights="none", image_size=32)
+    network = Encoder(encoder)
+    words = Vocabulary.build([characters("一只狗在雪地里跑")], 1)
+    decoder = make_decoder(MODEL, len(words), network.dim)
+    decode = DecodeConfig(beam_size=2, max_words=6)
+    model = Captioner(Checkpoint(decoder, MODEL, encoder, decode, words, network.dim, network.grid))
+    captions = model.captions(np.zeros((32, 32, 3), np.uint8))
+    assert max(len(caption.words) for caption in captions) > 1
+    assert all(caption.text == "".join(caption.words) for caption in captions)
