@@ -142,9 +142,9 @@ class CaptionDataset:
                 if captions_per_image and (equal_images or len(own) > captions_per_image):
                     first = int(picks[index] * len(own))  # a different window each epoch
                     own = [own[(first + k) % len(own)] for k in range(captions_per_image)]
-                captions.append([caption[:max_words] for caption in own])
+                captions.append(own)
             features = self.features(indices, [mirror and flips[index] for index in indices])
-            yield pack(features, captions, indices)
+            yield pack(features, captions, indices, max_words)
 
     def _weighted(
         self, order: Sequence[int], weights: Sequence[float], generator: torch.Generator
@@ -168,13 +168,24 @@ class CaptionDataset:
 
 
 def pack(
-    features: Tensor, captions: Sequence[Sequence[Sequence[int]]], examples: Sequence[int] = ()
+    features: Tensor,
+    captions: Sequence[Sequence[Sequence[int]]],
+    examples: Sequence[int] = (),
+    max_words: int | None = None,
 ) -> Batch:
-    """Pack the captions (picture, caption, token) of pictures with features (B, L, D)."""
-    unsorted = [(caption, image) for image, group in enumerate(captions) for caption in group]
-    order = sorted(range(len(unsorted)), key=lambda number: -len(unsorted[number][0]))  # stable
+    """Pack the captions (picture, caption, token) of pictures with features (B, L, D).
+
+    A caption of more than `max_words` tokens is cut there and has no EOS: it does not end there.
+    """
+    unsorted = [
+        (caption[:max_words], image, max_words is None or len(caption) <= max_words)
+        for image, group in enumerate(captions)
+        for caption in group
+    ]
+    steps = [len(caption) + ends for caption, _, ends in unsorted]
+    order = sorted(range(len(unsorted)), key=lambda number: -steps[number])  # stable
     rows = [unsorted[number] for number in order]
-    lengths = [len(caption) + 1 for caption, _ in rows]
+    lengths = [steps[number] for number in order]
     width = max(lengths)
     batch_sizes = [0] * width
     for length in lengths:
@@ -184,7 +195,7 @@ def pack(
         (rows[r][0][t - 1] if t else BOS) for t, n in enumerate(batch_sizes) for r in range(n)
     ]
     targets = [
-        (rows[r][0][t] if t < lengths[r] - 1 else EOS)
+        (rows[r][0][t] if t < len(rows[r][0]) else EOS)
         for t, n in enumerate(batch_sizes)
         for r in range(n)
     ]
@@ -193,7 +204,7 @@ def pack(
         inputs=torch.tensor(inputs),
         targets=torch.tensor(targets),
         batch_sizes=batch_sizes,
-        image=torch.tensor([image for _, image in rows]),
+        image=torch.tensor([image for _, image, _ in rows]),
         order=torch.tensor(order),
         examples=examples,
     )

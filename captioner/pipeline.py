@@ -21,6 +21,7 @@ from captioner.ensemble import load_members, looking, members, writer
 from captioner.errors import ConfigError
 from captioner.images import ImageSource, open_image
 from captioner.search import Hypothesis, search
+from captioner.vocabulary import joined
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class Captioner:
         if hypothesis.attention is not None:
             side = self._grid
             attention = hypothesis.attention.float().numpy().reshape(len(words), side, side)
-        return Caption(" ".join(words), words, hypothesis.score, attention)
+        return Caption(joined(words), words, hypothesis.score, attention)
 
     def _decode(self, settings: dict[str, Any]) -> DecodeConfig:
         known = [field.name for field in fields(DecodeConfig)]

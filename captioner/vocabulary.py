@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -28,10 +30,57 @@ BAD_ENDINGS = (
 # A word may hold apostrophes and hyphens inside it (dog's, t-shirt), as COCO's PTB tokens do.
 _TOKENIZER = RegexpTokenizer(r"\w+(?:[-'’]\w+)*")  # noqa: RUF001
 
+# Scripts that are written without spaces between words: Thai, Lao, Burmese, Khmer, Chinese and
+# Japanese.
+_UNSPACED = (
+    "\u0e01-\u0e4e\u0e80-\u0edf\u1000-\u109f\u1780-\u17d3\u3005-\u3007\u3041-\u30ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+_UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
+_SPACE_BETWEEN_UNSPACED = re.compile(f"(?<=[{_UNSPACED}]) (?=[{_UNSPACED}])")
+
 
 def tokenize(caption: str) -> list[str]:
     """Split a caption into lower-case words without punctuation."""
-    return list(_TOKENIZER.tokenize(caption.lower()))
+    return list(_TOKENIZER.tokenize(unicodedata.normalize("NFC", caption.lower())))
+
+
+def characters(caption: str) -> str:
+    """Return a caption with spaces around each character of a script that has none between words.
+
+    Marks stay with their character, words of other scripts stay whole.
+    """
+    parts: list[str] = []
+    for character in caption:
+        if unicodedata.category(character).startswith("M") and parts:
+            parts[-1] = parts[-1].rstrip() + character + " " * parts[-1].endswith(" ")
+        elif _UNSPACED_CHARACTER.match(character):
+            parts.append(f" {character} ")
+        else:
+            parts.append(character)
+    return " ".join("".join(parts).split())
+
+
+def joined(words: Iterable[str]) -> str:
+    """Return the text of words, with spaces where their scripts have some."""
+    return _SPACE_BETWEEN_UNSPACED.sub("", " ".join(words))
+
+
+def lacks_spaces(captions: Iterable[str]) -> bool:
+    """Whether most of the words found in captions are whole phrases, for lack of spaces.
+
+    A word of Chinese, Japanese, Thai, Lao, Khmer or Burmese has two to four characters on average.
+    """
+    found = words = size = phrases = 0
+    for caption in captions:
+        own = tokenize(caption)
+        lengths = [len(_UNSPACED_CHARACTER.findall(word)) for word in own]
+        unspaced = [length for length in lengths if length]
+        found, words, size = found + len(own), words + len(unspaced), size + sum(unspaced)
+        phrases += bool(unspaced)
+    if 2 * words <= found:
+        return False
+    return size > 6 * words or (words < 1.5 * phrases and size > 2 * words)
 
 
 class Vocabulary:

@@ -12,10 +12,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from captioner.arguments import exit_code
 from captioner.config import EncoderConfig
+from captioner.vocabulary import Vocabulary
 from data_prep import coco, csv_file, karpathy, toy
-from data_prep.build import build
-from data_prep.options import parser
-from data_prep.records import Record, hold_out
+from data_prep.build import build, identify
+from data_prep.options import encoder_config, parser
+from data_prep.records import Record, held_out_note, hold_out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,44 +27,56 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _prepare(argv: Sequence[str] | None) -> None:
     started = time.monotonic()
     args = parser().parse_args(argv)
-    encoder, encoder_state = _encoder(args)
+    encoder, encoder_state, vocabulary = _encoder(args)
     with logging_redirect_tqdm():  # a warning does not tear the progress bar
+        records = _records(args)
+        sources = identify(records, args.out)
+        divided = hold_out(
+            records,
+            args.val_share,
+            args.test_share,
+            args.seed,
+            {key: source.sha256 for key, source in sources.items() if source},
+        )
+        note = "" if args.command == "toy" else held_out_note(records, divided)
         report = build(
-            _records(args),
+            divided,
             args.out,
             encoder,
             encoder_state=encoder_state,
+            vocabulary=vocabulary,
+            sources=sources,
             min_count=args.min_count,
+            by_character=args.tokens == "characters",
             mirror=args.mirror,
             batch_size=args.batch_size,
+            notes=[note] if note else [],
         )
     print(*report.lines(), sep="\n")
     print(f"written to {args.out} in {time.monotonic() - started:,.0f} s")
 
 
-def _encoder(args: argparse.Namespace) -> tuple[EncoderConfig, Mapping[str, Tensor] | None]:
-    """The CNN that the options name, and its weights where a checkpoint brings them."""
-    if args.encoder_of:
-        from captioner.checkpoint import load
+def _encoder(
+    args: argparse.Namespace,
+) -> tuple[EncoderConfig, Mapping[str, Tensor] | None, Vocabulary | None]:
+    """The CNN that the options name; with a checkpoint its weights, if trained, and its words."""
+    config = encoder_config(args)
+    if config is not None:
+        return config, None, None
+    from captioner.checkpoint import load
 
-        checkpoint = load(args.encoder_of)
-        return checkpoint.encoder, checkpoint.encoder_state
-    return EncoderConfig(
-        args.encoder, args.encoder_weights, args.resize, args.image_size, args.grid
-    ), None
+    checkpoint = load(args.encoder_of)
+    return checkpoint.encoder, checkpoint.encoder_state, checkpoint.vocabulary
 
 
 def _records(args: argparse.Namespace) -> list[Record]:
     if args.command == "karpathy":
         return karpathy.read(args.dataset, args.images)
     if args.command == "toy":
-        drawn = toy.draw(args.out / "images", args.images, args.seed)
-        return hold_out(drawn, val_share=0.1, test_share=0.1, seed=args.seed)
+        return toy.draw(args.out / "images", args.images, args.seed)
     if args.command == "coco":
-        records = coco.read(args.annotations, args.images, args.splits)
-    else:
-        records = csv_file.read(args.captions, args.images)
-    return hold_out(records, args.val_share, args.test_share, args.seed)
+        return coco.read(args.annotations, args.images, args.splits)
+    return csv_file.read(args.captions, args.images, args.splits)
 
 
 if __name__ == "__main__":

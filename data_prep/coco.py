@@ -8,13 +8,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from captioner.errors import ConfigError, DataError
+from captioner.errors import DataError
 from captioner.files import read_json
-from data_prep.records import SPLITS, Record
+from data_prep.names import Folder
+from data_prep.records import (
+    LeftOut,
+    Record,
+    caption_text,
+    file_splits,
+    split_named,
+    warn_ignored,
+    whole_number,
+)
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+# What COCO's own files say of an image and of a caption.
+_KNOWN = {
+    "images": {
+        "id", "file_name", "split", "width", "height", "license", "coco_url", "flickr_url",
+        "date_captured",
+    },
+    "annotations": {"id", "image_id", "caption"},
+}  # fmt: skip
 
 
 def read(
@@ -22,52 +40,66 @@ def read(
 ) -> list[Record]:
     """Records of captions files, a split for each file; image_id is COCO's.
 
-    Without splits a single file is train, and several are what their names say (train, val, test).
-    `images` holds the pictures themselves, or folders named as the files are: the pictures of
-    captions_train2017.json may lie in images/train2017.
+    Without splits a single file is train, and several are what their names say (train, val, test),
+    unless their images have a key `split`. `images` holds the pictures themselves, or folders named
+    as the files are: the pictures of captions_train2017.json may lie in images/train2017. Captions
+    that are not text are reported and left out.
 
     Raises DataError naming the entry and the key that is missing, or the file of which no picture
     was found; ConfigError when there is not one split for each file.
     """
-    if splits is None:
-        splits = [_split_in(path.stem) for path in annotations] if annotations[1:] else ["train"]
-    if len(splits) != len(annotations):
-        raise ConfigError(
-            f"--splits has {len(splits)} names for {len(annotations)} annotation files; "
-            "give one for each file, in the same order"
-        )
     return [
         record
-        for path, split in zip(annotations, splits, strict=True)
-        for record in _read_file(path, images, split)
+        for path, split in zip(
+            annotations, file_splits(annotations, splits, "annotation"), strict=True
+        )
+        for record in _read_file(path, images, split or "train", splits is not None)
     ]
 
 
-def _read_file(path: Path, images: Path, split: str) -> list[Record]:
+def _read_file(path: Path, images: Path, split: str, split_is_given: bool) -> list[Record]:
     content = read_json(path)
     captions: dict[int, list[str]] = defaultdict(list)
-    for image_id, caption in _entries(
-        path, content, "annotations", lambda entry: (int(entry["image_id"]), str(entry["caption"]))
+    left_out = LeftOut(path)
+    for number, (image_id, caption) in enumerate(
+        _entries(
+            path,
+            content,
+            "annotations",
+            lambda entry: (whole_number(entry["image_id"], "image_id"), entry["caption"]),
+        )
     ):
-        captions[image_id].append(caption)
-    names = _entries(
-        path, content, "images", lambda entry: (int(entry["id"]), str(entry["file_name"]))
-    )
-    strays = len(captions.keys() - dict(names).keys())
+        text = caption_text(caption)
+        if text is None:
+            left_out.add(f"annotation {number}", "has a caption that is not text (null, a list)")
+        else:
+            captions[image_id].append(text)
+    left_out.close()
+    listed = _entries(path, content, "images", _image)
+    strays = len(captions.keys() - {image_id for image_id, _, _ in listed})
     if strays:
         log.warning("%s: left out the captions of %d images that it does not list", path, strays)
     own = path.stem.rpartition("_")[2]  # captions_train2017 -> train2017
-    folder = own if (images / own).is_dir() else "."
-    records = []
-    for image_id, name in names:
-        key = Path(folder, name).as_posix()
-        records.append(Record(key, images / key, split, tuple(captions[image_id]), image_id))
+    inside = own if (images / own).is_dir() else "."
+    folder, records = Folder(images), []
+    for image_id, name, its_own in listed:
+        key = folder.key(Path(inside, name).as_posix())
+        chosen = split if split_is_given or its_own is None else its_own
+        records.append(Record(key, images / key, chosen, tuple(captions[image_id]), image_id))
     if records and not any(record.path.is_file() for record in records):
         raise DataError(
-            f"no picture of {path} is in {images / folder}; give the folder that holds the "
+            f"no picture of {path} is in {images / inside}; give the folder that holds the "
             "pictures, or its parent, as --images"
         )
     return records
+
+
+def _image(entry: Any) -> tuple[int, str, str | None]:
+    """The id, the file and, where it is there, the split of an entry of 'images'."""
+    name, split = entry["file_name"], entry.get("split")
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"file_name is {name!r}, not text")
+    return whole_number(entry["id"], "id"), name, None if split is None else split_named(split)
 
 
 def _entries(path: Path, content: Any, name: str, take: Callable[[Any], T]) -> list[T]:
@@ -75,18 +107,16 @@ def _entries(path: Path, content: Any, name: str, take: Callable[[Any], T]) -> l
     entries = content.get(name) if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise DataError(f"{path} has no list '{name}'; is it a COCO captions file?")
-    taken = []
+    taken, keys = [], set[str]()
     for number, entry in enumerate(entries):
         try:
             taken.append(take(entry))
+            keys |= entry.keys()
         except KeyError as error:
             raise DataError(
                 f"{path}: entry {number} of '{name}' lacks {error}; is it a COCO captions file?"
             ) from None
-        except (TypeError, ValueError, OverflowError) as error:
+        except (TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}: entry {number} of '{name}' is odd: {error}") from None
+    warn_ignored(path, f"keys of '{name}'", keys - _KNOWN[name])
     return taken
-
-
-def _split_in(name: str) -> str:
-    return next((split for split in SPLITS if split in name.lower()), "train")

@@ -1,110 +1,275 @@
-"""Read a captions file with a line for each caption: CSV, tab-separated or JSON lines."""
+"""Read a captions file with a line for each caption: CSV, tab-separated or JSON."""
 
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
-import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from captioner.errors import DataError
 from captioner.files import read_text
-from data_prep.records import Record
+from data_prep.names import Folder
+from data_prep.records import (
+    LeftOut,
+    Record,
+    caption_text,
+    file_splits,
+    split_named,
+    warn_ignored,
+)
 
-log = logging.getLogger(__name__)
+# What a header, or the keys of a JSON object, may call the columns.
+IMAGE_NAMES = (
+    "image", "image_name", "file_name", "filename", "image_path", "file_path", "filepath", "path",
+    "img", "file", "photo", "picture",
+)  # fmt: skip
+CAPTION_NAMES = ("caption", "captions", "text", "comment", "description", "sentence", "sentences")
+SPLIT_NAMES = ("split", "set", "subset", "partition")
+# Ignored without a word: Flickr30k's number of the caption, and the index that pandas writes.
+_QUIET = ("comment_number", "", "unnamed:_0")
 
-# What a header, or the keys of a JSON line, may call the two columns.
-IMAGE_NAMES = ("image", "image_name", "file_name", "filename")
-CAPTION_NAMES = ("caption", "captions", "text", "comment")
+_OBJECT = '{"file_name": "photo.jpg", "text": "A dog on a beach"}'
+_EXPECTED = f"expected lines such as `photo.jpg,A dog on a beach`, or {_OBJECT}"
 
 
-def read(captions: Path, images: Path) -> list[Record]:
-    """Records of a captions file, all in train; the lines of a picture need not stand together.
+@dataclass(frozen=True)
+class _Row:
+    """What one line, or one entry of a JSON array, says; nothing of it is checked yet."""
 
-    Reads `image,caption` with or without a header, the same with tab or | as separator, Flickr's
-    `name.jpg#0<tab>caption`, and JSON lines {"file_name": ..., "text": ...} whose text may be a
-    list. image_id is the running number of the picture. A line that lacks the picture or the
-    caption is reported and left out. Raises DataError naming a line that cannot be read.
+    place: str  # "line 3"
+    image: Any
+    captions: Sequence[Any]
+    split: Any = None
+
+
+@dataclass
+class _Gathered:
+    """What all lines say of one picture."""
+
+    split: str | None
+    captions: list[str]
+
+
+def read(
+    captions: Path | Sequence[Path], images: Path, splits: Sequence[str] | None = None
+) -> list[Record]:
+    """Records of one captions file or of several; the lines of a picture need not stand together.
+
+    Reads `image,caption` and `image,caption,split` with or without a header, the same with ; tab or
+    | as separator, Flickr's `name.jpg#0<tab>caption`, JSON lines {"file_name": ..., "text": ...}
+    whose text may be a list, an array of such objects, and {"photo.jpg": [caption, ...]}. What the
+    file does not say of its split, `splits` says or, of several files, their names; else it is
+    train. image_id is the running number of the picture. A line that lacks the picture or the
+    caption is reported and left out; columns that are not read are named. Raises DataError naming a
+    line that cannot be read and a picture in two splits.
     """
-    text = read_text(captions)
-    rows = _json_rows(text) if text.lstrip().startswith("{") else _table_rows(text)
-    gathered: dict[str, list[str]] = {}
-    try:
-        for line, image, texts in rows:
-            if image and texts:
-                gathered.setdefault(image, []).extend(texts)
-            else:
-                log.warning("left out: line %d of %s has no picture or caption", line, captions)
-    except ValueError as error:
-        raise DataError(f"{captions}, {error}") from None
-    if not gathered:
+    files = [captions] if isinstance(captions, Path) else list(captions)
+    folder, gathered = Folder(images), dict[str, _Gathered]()
+    for file, split in zip(files, file_splits(files, splits, "captions"), strict=True):
+        if not _gather(file, split, folder, gathered):
+            raise DataError(f"{file} holds no captions; {_EXPECTED}")
+    unsaid = next((key for key, found in gathered.items() if found.split is None), None)
+    if unsaid is not None and any(found.split is not None for found in gathered.values()):
         raise DataError(
-            f"{captions} holds no captions; expected lines such as `photo.jpg,A dog on a beach`, "
-            'or {"file_name": "photo.jpg", "text": "A dog on a beach"}'
+            f"{files[0]}: {unsaid} has no split, others have one; give each its split, or --splits"
         )
     return [
-        Record(key, images / key, "train", tuple(texts), number)
-        for number, (key, texts) in enumerate(gathered.items())
+        Record(key, images / key, found.split or "train", tuple(found.captions), number)
+        for number, (key, found) in enumerate(gathered.items())
     ]
 
 
-def _json_rows(text: str) -> Iterator[tuple[int, str, list[str]]]:
-    for line, content in enumerate(text.split("\n"), 1):
-        if not content.strip():
-            continue
-        try:
-            entry = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"line {line}: {error}") from None
+def _gather(
+    file: Path, file_split: str | None, folder: Folder, gathered: dict[str, _Gathered]
+) -> int:
+    """Add what a file says of each picture; returns the number of its captions."""
+    text = read_text(file)
+    left_out, ignored, captions = LeftOut(file), set[str](), 0
+    rows = _json_rows if text.lstrip().startswith(("{", "[")) else _table_rows
+    try:
+        for row in rows(text, ignored):
+            name = caption_text(row.image)
+            texts = [text for text in map(caption_text, row.captions) if text is not None]
+            if name is None or not texts:
+                left_out.add(row.place, "has no picture or caption")
+                continue
+            if len(texts) < len(row.captions):
+                left_out.add(row.place, "holds a caption that is not text (null, nan, a number)")
+            split = file_split if row.split is None else _split_of(row)
+            key = folder.key(re.sub(r"#\d+$", "", name.strip()))  # Flickr's name.jpg#0
+            found = gathered.setdefault(key, _Gathered(split, []))
+            if found.split != split:
+                raise ValueError(
+                    f"{row.place}: {key} is in {split}, before it was in {found.split}"
+                )
+            found.captions += texts
+            captions += len(texts)
+    except ValueError as error:
+        raise DataError(f"{file}, {error}") from None
+    left_out.close()
+    warn_ignored(file, "columns", ignored.difference(_QUIET))
+    return captions
+
+
+def _split_of(row: _Row) -> str:
+    """Return the split of a row; raises ValueError with its place."""
+    try:
+        return split_named(row.split)
+    except ValueError as error:
+        raise ValueError(f"{row.place}: {error}") from None
+
+
+# --- JSON ------------------------------------------------------------------------------------
+
+
+def _json_rows(text: str, ignored: set[str]) -> Iterator[_Row]:
+    for place, entry in _json_entries(text):
         if not isinstance(entry, dict):
-            raise ValueError(f"line {line}: expected a JSON object")
-        image, found = _named(entry, IMAGE_NAMES), _named(entry, CAPTION_NAMES)
-        texts = found if isinstance(found, list) else [found]
-        yield line, str(image or ""), [text for text in texts if isinstance(text, str)]
+            raise ValueError(f"{place}: expected a JSON object such as {_OBJECT}")
+        image, captions, split = (
+            next((name for name in names if name in entry), None)
+            for names in (IMAGE_NAMES, CAPTION_NAMES, SPLIT_NAMES)
+        )
+        ignored |= entry.keys() - {image, captions, split}
+        found = entry.get(captions) if captions else None
+        yield _Row(
+            place,
+            entry.get(image) if image else None,
+            found if isinstance(found, list) else [found],
+            entry[split] if split else None,
+        )
 
 
-def _named(entry: dict[str, Any], names: Sequence[str]) -> Any:
-    return next((entry[name] for name in names if name in entry), None)
+def _json_entries(text: str) -> Iterator[tuple[str, Any]]:
+    """Each object of a JSON file and its place: of an array, a mapping or JSON lines."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        if text.lstrip().startswith("["):
+            raise ValueError(f"it is not a JSON array: {error}") from None
+        yield from _json_lines(text)
+        return
+    if isinstance(document, list):
+        yield from ((f"entry {number}", entry) for number, entry in enumerate(document))
+    elif "annotations" in document or "images" in document:
+        kind = "coco" if "annotations" in document else "karpathy"
+        raise ValueError(f"it is a file for `python -m data_prep {kind}`; see its --help")
+    elif {*IMAGE_NAMES} & document.keys():
+        yield "line 1", document
+    else:
+        for name, captions in document.items():
+            yield repr(name), {"image": name, "captions": captions}
 
 
-def _table_rows(text: str) -> Iterator[tuple[int, str, list[str]]]:
+def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
+    for line, content in enumerate(text.split("\n"), 1):
+        if content.strip():
+            try:
+                yield f"line {line}", json.loads(content)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"line {line}: {error}") from None
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where the columns of a table are."""
+
+    image: int
+    caption: int
+    split: int | None
+    count: int
+
+
+def _table_rows(text: str, ignored: set[str]) -> Iterator[_Row]:
     # The separator is the first one after the name of the first picture, which may be quoted.
-    found = re.match(r'\s*(?:"[^"]*"|[^,|\t\n]*)([,|\t])', text)
+    found = re.match(r'\s*(?:"[^"]*"|[^,;|\t\n]*)([,;|\t])', text)
     separator = found[1] if found else ","
+    table = _cells(text, separator)
+    if not table:
+        return
+    header = _header([_plain(cell) for cell in table[0][1]], [cells for _, cells in table[1:2]])
+    if header is None:
+        columns = _Columns(0, 1, *((2, 3) if _all_end_with_a_split(table) else (None, 2)))
+    else:
+        columns = header
+        names = [_plain(cell) for cell in table.pop(0)[1]]
+        read = {columns.image, columns.caption, columns.split}
+        ignored |= {name for number, name in enumerate(names) if number not in read}
+    for line, cells in table:
+        if more := max(0, len(cells) - columns.count):  # a separator in an unquoted caption
+            end = columns.caption + more + 1
+            cells[columns.caption : end] = [separator.join(cells[columns.caption : end])]
+        if len(cells) < columns.count:
+            yield _Row(f"line {line}", None, [])
+        else:
+            split = None if columns.split is None else cells[columns.split]
+            yield _Row(f"line {line}", cells[columns.image], [cells[columns.caption]], split)
+
+
+def _cells(text: str, separator: str) -> list[tuple[int, list[str]]]:
+    """The rows that are not empty, with their lines."""
     # Only CSV quotes; elsewhere a quotation mark belongs to the caption.
     table = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=separator,
-        quoting=csv.QUOTE_MINIMAL if separator == "," else csv.QUOTE_NONE,
+        quoting=csv.QUOTE_MINIMAL if separator in ",;" else csv.QUOTE_NONE,
         strict=True,
     )
-    image, caption, last = 0, 1, 1
     try:
-        for number, cells in enumerate(table):
-            names = [cell.strip().lower() for cell in cells]
-            if number == 0 and set(names) & {*IMAGE_NAMES}:
-                image, caption, last = *_columns(names), len(names) - 1
-            elif any(names):
-                if caption == last:  # a separator in an unquoted caption made more cells of it
-                    cells[last:] = [separator.join(cells[last:])]
-                if len(cells) != last + 1 or not cells[caption].strip():
-                    yield table.line_num, "", []
-                else:
-                    name = re.sub(r"#\d+$", "", cells[image].strip())  # Flickr's name.jpg#0
-                    yield table.line_num, name, [cells[caption]]
+        return [(table.line_num, cells) for cells in table if any(map(str.strip, cells))]
     except csv.Error as error:
         raise ValueError(f"line {table.line_num}: {error}") from None
 
 
-def _columns(names: Sequence[str]) -> tuple[int, int]:
-    for caption in CAPTION_NAMES:
-        if caption in names:
-            image = next(index for index, name in enumerate(names) if name in IMAGE_NAMES)
-            return image, names.index(caption)
-    raise ValueError(
-        f"line 1: the columns are {', '.join(names)}; one must be {' or '.join(CAPTION_NAMES)}"
+def _header(names: Sequence[str], following: Sequence[Sequence[str]]) -> _Columns | None:
+    """The columns that a header names; None if the first line is not a header.
+
+    Raises ValueError for a header without the columns that are needed.
+    """
+    image, caption, split = (
+        next((names.index(known) for known in several if known in names), None)
+        for several in (IMAGE_NAMES, CAPTION_NAMES, SPLIT_NAMES)
     )
+    if image is not None and caption is not None:
+        return _Columns(image, caption, split, len(names))
+    if image is None and caption is None:
+        # No names that are known: it is one all the same if only what follows names files.
+        if _names_a_file(names) or not any(map(_names_a_file, following)):
+            return None
+    elif image is None and _names_a_file(names):
+        return None  # a picture with the caption "text"
+    wanted = IMAGE_NAMES[:4] if image is None else CAPTION_NAMES
+    pairs = ((name, difflib.get_close_matches(name, wanted, 1, 0.7)) for name in names)
+    hint = next((f"; did you mean {near[0]} by {name}?" for name, near in pairs if near), "")
+    raise ValueError(
+        f"line 1: the columns are {', '.join(names)}; one must be {' or '.join(wanted)}{hint}"
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s-]+", "_", name.strip().lower())
+
+
+def _names_a_file(cells: Iterable[str]) -> bool:
+    return any(re.search(r"\.[A-Za-z]\w{1,4}(#\d+)?$", cell.strip()) for cell in cells)
+
+
+def _all_end_with_a_split(table: Sequence[tuple[int, Sequence[str]]]) -> bool:
+    """Whether the last cell of every row of a table without a header is a split."""
+    for _, cells in table:
+        try:
+            split_named(cells[-1])
+        except ValueError:
+            return False
+        if len(cells) < 3:
+            return False
+    return True

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from captioner.arguments import Parser
-from data_prep.records import SPLITS, VAL_SHARE
+from captioner.config import EncoderConfig
+from captioner.errors import ConfigError
+from data_prep.records import LEAST_VAL, SPLITS, VAL_SHARE
 
 SMALLEST_IMAGE = 32  # pixels; below this some networks have no cell left
 
@@ -37,6 +40,7 @@ def parser() -> Parser:
         "--dataset dataset_flickr8k.json --images Flicker8k_Dataset --out data/flickr8k",
     )
     _add_file(karpathy, "--dataset", "dataset_coco.json, dataset_flickr8k.json ...")
+    _add_shares(karpathy)
     _add_shared(karpathy)
 
     coco = add(
@@ -46,12 +50,7 @@ def parser() -> Parser:
         "    annotations/captions_val2017.json --images . --out data/coco",
     )
     _add_file(coco, "--annotations", "one or more captions files", nargs="+")
-    coco.add_argument(
-        "--splits",
-        nargs="+",
-        choices=SPLITS,
-        help="split of each file (a single file is train, several are what their names say)",
-    )
+    _add_splits(coco)
     _add_shares(coco)
     _add_shared(coco)
 
@@ -60,18 +59,28 @@ def parser() -> Parser:
         "a file with a line for each caption",
         "--captions captions.txt --images Images --out data/mine",
     )
-    _add_file(csv, "--captions", "image,caption (CSV or tab), or JSON lines: file_name, text")
+    _add_file(
+        csv,
+        "--captions",
+        "one or more files: image,caption or image,caption,split (CSV, semicolons, tabs), or JSON",
+        nargs="+",
+    )
+    _add_splits(csv)
     _add_shares(csv)
     _add_shared(csv)
 
-    toy = add("toy", "pictures of coloured shapes, drawn on the spot", "--out data/toy")
+    _add_toy(add("toy", "pictures of coloured shapes, drawn on the spot", "--out data/toy"))
+    return top
+
+
+def _add_toy(toy: Parser) -> None:
     toy.add_argument("--images", type=_at_least(3), default=1000, metavar="N",
                      help="pictures to draw (%(default)s)")  # fmt: skip
     toy.add_argument("--seed", type=_at_least(0), default=0, metavar="N",
                      help="decides what is drawn (%(default)s)")  # fmt: skip
+    toy.set_defaults(val_share=0.1, test_share=0.1)
     # Small pictures and a small network take seconds; mirrored, left would be right.
     _add_shared(toy, encoder="efficientnet_lite0", image_size=128, mirror=False)
-    return top
 
 
 def _add_file(command: Parser, option: str, what: str, nargs: str | None = None) -> None:
@@ -80,11 +89,21 @@ def _add_file(command: Parser, option: str, what: str, nargs: str | None = None)
                          help="folder that holds the pictures")  # fmt: skip
 
 
+def _add_splits(command: Parser) -> None:
+    command.add_argument(
+        "--splits",
+        nargs="+",
+        choices=SPLITS,
+        help="split of each file (default: what the file itself says; else several are what their "
+        "names say, a single one is train)",
+    )
+
+
 def _add_shares(command: Parser) -> None:
     add = command.add_argument
     add("--val-share", type=_share, metavar="S",
-        help=f"share of the training pictures held out for validation ({VAL_SHARE}, "
-        "or 0 where a file is val)")  # fmt: skip
+        help=f"share of the training pictures held out for validation ({VAL_SHARE} and at least "
+        f"{LEAST_VAL} pictures, or 0 where some are val)")  # fmt: skip
     add("--test-share", type=_share, default=0.0, metavar="S",
         help="share held out for test (%(default)s)")  # fmt: skip
     add("--seed", type=_at_least(0), default=1, metavar="N",
@@ -100,25 +119,56 @@ def _add_shared(
     """The options of every command; where `mirror` is False there is no --mirror."""
     add = command.add_argument
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write, as data/mine")
-    add("--encoder", default=encoder, metavar="NAME", help="pretrained CNN (%(default)s)")
-    add("--encoder-weights", default="default", metavar="W",
-        help="default, none, a name of torchvision's or a file (%(default)s)")  # fmt: skip
-    add("--resize", choices=("squash", "crop"), default="squash",
-        help="change the shape to a square, or cut out the middle (%(default)s)")  # fmt: skip
-    add("--image-size", type=_image_size, default=image_size, metavar="N",
-        help="side of the square in pixels; 0 is the CNN's own (%(default)s)")  # fmt: skip
-    add("--grid", type=_at_least(0), default=0, metavar="N",
-        help="cells along each side of the features; 0 is the CNN's own (%(default)s)")  # fmt: skip
+    # No defaults here, so that what is given beside --encoder-of is seen; they are in `defaults`.
+    add("--encoder", metavar="NAME", help=f"pretrained CNN ({encoder})")
+    add("--encoder-weights", metavar="W",
+        help="default, none, a name of torchvision's or a file (default)")  # fmt: skip
+    add("--resize", choices=("squash", "crop"),
+        help="change the shape to a square, or cut out the middle (squash)")  # fmt: skip
+    add("--image-size", type=_image_size, metavar="N",
+        help=f"side of the square in pixels; 0 is the CNN's own ({image_size})")  # fmt: skip
+    add("--grid", type=_at_least(0), metavar="N",
+        help="cells along each side of the features; 0 is the CNN's own (0)")  # fmt: skip
     add("--encoder-of", metavar="CHECKPOINT",
-        help="the CNN of a checkpoint, trained or not, instead of the five above")  # fmt: skip
+        help="the CNN of a checkpoint, trained or not, instead of the five above; its vocabulary, "
+        "too, where nothing is in train")  # fmt: skip
     add("--min-count", type=_at_least(1), default=5, metavar="N",
         help="words seen less often in training are unknown (%(default)s)")  # fmt: skip
+    add("--tokens", choices=("words", "characters"), default="words",
+        help="what counts as a word: characters is for languages without spaces, such as Chinese, "
+        "Japanese and Thai (%(default)s)")  # fmt: skip
     add("--batch-size", type=_at_least(1), default=16, metavar="N",
         help="pictures the CNN sees at once (%(default)s)")  # fmt: skip
     if mirror:
         add("--mirror", action="store_true",
             help="store mirrored pictures too, for training; doubles the size")  # fmt: skip
-    command.set_defaults(mirror=False)
+    command.set_defaults(mirror=False, defaults=EncoderConfig(name=encoder, image_size=image_size))
+
+
+def encoder_config(args: argparse.Namespace) -> EncoderConfig | None:
+    """Return the CNN that the options name; None with --encoder-of.
+
+    Raises ConfigError where they name another one beside --encoder-of.
+    """
+    options = {
+        "--encoder": args.encoder,
+        "--encoder-weights": args.encoder_weights,
+        "--resize": args.resize,
+        "--image-size": args.image_size,
+        "--grid": args.grid,
+    }
+    given = [option for option, value in options.items() if value is not None]
+    if args.encoder_of is None:
+        names = ("name", "weights", "resize", "image_size", "grid")
+        values = zip(names, options.values(), strict=True)
+        defaults: EncoderConfig = args.defaults
+        return replace(defaults, **{n: value for n, value in values if value is not None})
+    if given:
+        raise ConfigError(
+            f"{' and '.join(given)}: given beside --encoder-of, whose CNN has settings of its own; "
+            "give one or the other"
+        )
+    return None
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -179,6 +179,284 @@ def test_an_interrupted_run_goes_on_and_ends_like_one_that_was_not(
         assert (tmp_path / "halves" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+def features_of(folder: Path) -> dict[str, np.ndarray]:
+    """The features of each example of a prepared folder, by its image."""
+    store = FeatureStore(folder)
+    examples = json.loads((folder / "examples.json").read_text("utf-8"))
+    return {example["image"]: store.values[example["row"]].copy() for example in examples}
+
+
+@pytest.fixture
+def encoded(monkeypatch) -> list[int]:
+    """How many rows each writing of features had."""
+    counts: list[int] = []
+    write_rows = FeatureStore.write
+
+    def counted(store: FeatureStore, rows: list[int], features: np.ndarray) -> None:
+        counts.append(len(rows))
+        write_rows(store, rows, features)
+
+    monkeypatch.setattr(FeatureStore, "write", counted)
+    return counts
+
+
+def test_a_photograph_that_was_replaced_is_encoded_anew_and_no_other(tmp_path, records, encoded):
+    pictures, out = records(4), tmp_path / "out"
+    build(pictures, out, SMALL, min_count=1)
+    before = features_of(out)
+    encoded.clear()
+    stat = pictures[2].path.stat()
+    Image.new("RGB", (24, 32), "red").save(pictures[2].path)
+    os.utime(pictures[2].path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    build(pictures, out, SMALL, min_count=1)
+    assert encoded == [1]
+    after = features_of(out)
+    assert not np.array_equal(after["train2.png"], before["train2.png"])
+    build(pictures, tmp_path / "new", SMALL, min_count=1)
+    expected = features_of(tmp_path / "new")
+    for name in expected:
+        np.testing.assert_allclose(after[name], expected[name], atol=2e-2)
+
+
+def test_photographs_of_the_same_names_in_another_folder_are_encoded(tmp_path, paint, encoded):
+    names = ["0.png", "1.png", "2.png"]
+    paint(tmp_path / "one", *names)
+    paint(tmp_path / "two", *names[::-1])
+    captions = write(tmp_path / "c.csv", "".join(f"{name},a dog\n" for name in names))
+    command = ["csv", "--captions", str(captions), "--out", str(tmp_path / "out"), *SMALL_OPTIONS]
+    assert main([*command, "--images", str(tmp_path / "one")]) == 0
+    first = features_of(tmp_path / "out")
+    encoded.clear()
+    assert main([*command, "--images", str(tmp_path / "two")]) == 0
+    second = features_of(tmp_path / "out")
+    assert encoded == [2]  # the one in the middle is the same
+    for name, other in zip(names, names[::-1], strict=True):
+        np.testing.assert_allclose(second[name], first[other], atol=2e-2)
+
+
+def test_one_photograph_more_or_less_does_not_mean_all_again(tmp_path, records, encoded):
+    pictures, out = records(5), tmp_path / "out"
+    build(pictures[1:], out, SMALL, min_count=1)
+    before = features_of(out)
+    encoded.clear()
+    report = build(pictures[:4], out, SMALL, min_count=1)
+    assert encoded == [1]
+    after = features_of(out)
+    assert list(after) == [record.key for record in pictures[:4]]
+    assert FeatureStore(out).values.shape[0] == 4  # the last one is forgotten
+    for record in pictures[1:4]:
+        np.testing.assert_array_equal(after[record.key], before[record.key])
+    assert report.images["train"] == 4
+
+
+def test_a_photograph_that_is_gone_is_left_out_and_its_features_wait_for_it(
+    tmp_path, records, encoded, caplog
+):
+    pictures, out = records(4), tmp_path / "out"
+    build(pictures, out, SMALL, min_count=1)
+    encoded.clear()
+    pictures[1].path.rename(tmp_path / "aside.png")
+    report = build(pictures, out, SMALL, min_count=1)
+    assert list(report.unreadable) == ["train1.png"]
+    assert list(features_of(out)) == ["train0.png", "train2.png", "train3.png"]
+    assert "1 of the 4 pictures cannot be read and are left out" in caplog.text
+    (tmp_path / "aside.png").rename(pictures[1].path)
+    assert build(pictures, out, SMALL, min_count=1).images["train"] == 4
+    assert encoded == []
+
+
+def test_while_features_change_the_folder_is_not_complete(tmp_path, records, monkeypatch):
+    pictures, out = records(4), tmp_path / "out"
+    build(pictures, out, SMALL, min_count=1)
+    pictures[0].path.write_bytes(pictures[1].path.read_bytes())
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FeatureStore, "write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            build(pictures, out, SMALL, min_count=1)
+    assert not (out / "examples.json").exists()
+    build(pictures, out, SMALL, min_count=1)
+    found = features_of(out)
+    np.testing.assert_allclose(found["train0.png"], found["train1.png"], atol=2e-2)
+
+
+def test_a_photograph_in_two_splits_stays_in_the_one_that_is_scored(tmp_path, paint):
+    names = ["train0.png", "train1.png", "train2.png", "val0.png", "val1.png", "test0.png"]
+    paint(tmp_path, *names)
+    for copy, original in (("train1", "val0"), ("train2", "test0"), ("val1", "test0")):
+        original_bytes = (tmp_path / f"{original}.png").read_bytes()
+        (tmp_path / f"{copy}.png").write_bytes(original_bytes)
+    pictures = [
+        Record(name, tmp_path / name, name[:-5], ("a dog",), number)
+        for number, name in enumerate(names)
+    ]
+    report = build(pictures, tmp_path / "out", SMALL, min_count=1)
+    expected = {"train1.png": "val0.png", "train2.png": "test0.png", "val1.png": "test0.png"}
+    assert report.copies == expected
+    assert list(features_of(tmp_path / "out")) == ["train0.png", "val0.png", "test0.png"]
+    printed = "\n".join(report.lines())
+    assert "left out: 3 pictures are also in another split" in printed
+    assert "train1.png = val0.png" in printed
+
+
+def test_copies_of_a_photograph_are_held_out_together(tmp_path, paint):
+    names = [f"{number:02d}.png" for number in range(20)]
+    paint(tmp_path, *names)
+    for original in names:  # under another name, by a link, and written in another way
+        (tmp_path / f"copy{original}").write_bytes((tmp_path / original).read_bytes())
+        (tmp_path / f"link{original}").symlink_to(tmp_path / original)
+    ways = ("", "copy", "link", "./", "x/../")
+    captions = "".join(f"{way}{name},a dog {number}\n" for number, way in enumerate(ways)
+                       for name in names)  # fmt: skip
+    write(tmp_path / "c.csv", captions)
+    command = ["csv", "--captions", str(tmp_path / "c.csv"), "--images", str(tmp_path)]
+    command += ["--out", str(tmp_path / "out"), "--val-share", "0.3", *SMALL_OPTIONS]
+    assert main(command) == 0
+    examples = json.loads((tmp_path / "out/examples.json").read_text())
+    assert len(examples) == 60
+    splits: dict[str, set[str]] = {}
+    for example in examples:
+        splits.setdefault(example["image"][-6:], set()).add(example["split"])
+    assert all(len(found) == 1 for found in splits.values())
+    assert {split for (split,) in splits.values()} == {"train", "val"}
+    assert max(len(example["captions"]) for example in examples) == 3  # of ./ and x/../ too
+
+
+def test_a_hidden_set_is_prepared_with_the_words_of_a_checkpoint_and_evaluated(
+    tmp_path, records, paint
+):
+    import torch
+
+    from captioner.checkpoint import Checkpoint, load, save
+    from captioner.config import DecodeConfig
+    from captioner.decoder import make_decoder
+    from captioner.encoder import Encoder
+    from captioner.evaluate import evaluate
+    from tests.tiny import MODEL
+
+    torch.manual_seed(0)
+    network = Encoder(SMALL)
+    with torch.no_grad():
+        next(network.body.parameters()).mul_(1.01)  # as if it had been trained
+    trained = EncoderConfig(SMALL.name, network.fingerprint(), image_size=32)
+    words = Vocabulary.build(["a dog runs", "a cat sleeps"], 1)
+    decoder = make_decoder(MODEL, len(words), network.dim)
+    save(
+        Checkpoint(
+            decoder, MODEL, trained, DecodeConfig(beam_size=1, max_words=5), words, network.dim,
+            network.grid, encoder_state=network.state_dict(),
+        ),
+        tmp_path / "checkpoint",
+    )  # fmt: skip
+    paint(tmp_path / "images", "1.png", "2.png")
+    lines = "image,caption,split\n1.png,a dog runs,test\n2.png,one zebra runs,test\n"
+    captions = str(write(tmp_path / "c.csv", lines))
+    out = tmp_path / "out"
+    command = ["csv", "--captions", captions, "--images", str(tmp_path / "images")]
+    assert main([*command, "--out", str(out), *SMALL_OPTIONS]) == 1  # no words of its own
+    assert main([*command, "--out", str(out), "--encoder-of", str(tmp_path / "checkpoint")]) == 0
+    assert Vocabulary.load(out / "vocabulary.json") == words
+    checkpoint = load(tmp_path / "checkpoint")
+    result = evaluate(checkpoint, out, "test", checkpoint.decode, metrics=("BLEU-1",))
+    assert sorted(result.captions) == [0, 1]
+
+    # The folder keeps the weights of that CNN, exactly, under the name that its features have.
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    kept = load_file(out / "encoder.safetensors")
+    again = Encoder(trained, kept)
+    assert again.fingerprint() == trained.weights == FeatureStore(out).encoder.weights
+    with safe_open(out / "encoder.safetensors", "pt") as file:
+        assert file.metadata()["weights"] == trained.weights
+
+
+def test_weights_that_were_stored_in_half_precision_are_kept_so(tmp_path, records):
+    import torch
+    from safetensors.torch import load_file
+
+    from captioner.encoder import Encoder
+
+    state = {name: w.half().float() for name, w in Encoder(SMALL).state_dict().items()}
+    trained = EncoderConfig(SMALL.name, "sha256:0123456789abcdef", image_size=32)
+    build(records(2), tmp_path / "out", trained, encoder_state=state, min_count=1)
+    kept = load_file(tmp_path / "out/encoder.safetensors")
+    assert {value.dtype for value in kept.values()} == {torch.float16}
+    assert all(torch.equal(kept[name].float(), value) for name, value in state.items())
+
+
+def test_a_karpathy_file_without_a_val_split_holds_some_out_and_says_so(tmp_path, paint, capsys):
+    names = [f"{number:02d}.png" for number in range(14)]
+    paint(tmp_path, *names)
+    images = [
+        {"filename": name, "split": "train", "imgid": n, "sentences": [{"raw": "a dog"}]}
+        for n, name in enumerate(names)
+    ]
+    path = write(tmp_path / "d.json", json.dumps({"images": images}))
+    command = ["karpathy", "--dataset", str(path), "--images", str(tmp_path), *SMALL_OPTIONS]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    examples = json.loads((tmp_path / "out/examples.json").read_text())
+    assert splits_of_examples(examples) == {"train": 9, "val": 5, "test": 0}
+    assert "held out: 5 of 14 images for validation (--val-share)" in capsys.readouterr().out
+
+
+def test_languages_without_spaces_are_refused_or_learnt_by_characters(tmp_path, paint, capsys):
+    paint(tmp_path, "1.png", "2.png", "3.png")
+    captions = write(tmp_path / "c.csv", "1.png,一只狗在雪地里跑\n2.png,一只猫睡觉\n3.png,狗跑\n")
+    command = ["csv", "--captions", str(captions), "--images", str(tmp_path), *SMALL_OPTIONS]
+    command += ["--out", str(tmp_path / "out"), "--val-share", "0.4"]
+    assert main(command) == 1
+    errors = capsys.readouterr().err
+    assert "no spaces between words, for one '一只狗在雪地里跑'; give --tokens characters" in errors
+    assert main([*command, "--tokens", "characters"]) == 0
+    examples = json.loads((tmp_path / "out/examples.json").read_text("utf-8"))
+    assert {"一 只 狗 在 雪 地 里 跑", "狗 跑"} <= {e["captions"][0] for e in examples}
+    words = Vocabulary.load(tmp_path / "out/vocabulary.json").words[4:]
+    assert max(map(len, words)) == 1
+
+
+def test_long_captions_are_reported(tmp_path, records):
+    pictures = records(2)
+    long = Record(**(vars(pictures[0]) | {"captions": ("word " * 500, "a dog")}))
+    report = build([long, pictures[1]], tmp_path / "out", SMALL, min_count=1)
+    assert (report.long_share, report.longest) == (0.25, 500)
+    assert "25.00% of train have more than 20 words (the longest 500)" in "\n".join(report.lines())
+
+
+def test_a_setting_of_the_cnn_beside_a_checkpoints_is_refused(tmp_path, capsys):
+    command = [
+        "csv",
+        "--captions",
+        "c",
+        "--images",
+        "i",
+        "--out",
+        "x",
+        "--encoder-of",
+        "checkpoint",
+    ]
+    for options in (["--encoder", "resnet18"], ["--grid", "0"], ["--resize", "squash"]):
+        assert main([*command, *options]) == 1
+        assert f"{options[0]}: given beside --encoder-of" in capsys.readouterr().err
+
+
+def test_a_name_that_is_nearly_that_of_a_photograph_is_suggested(tmp_path, paint, capsys):
+    paint(tmp_path / "photos", "beach.JPG", "dog.png")
+    for name, hint in (
+        ("beach.jpg", "did you mean beach.JPG?"),
+        ("beach", "did you mean beach.JPG?"),
+        ("folder/dog.png", "did you mean dog.png?"),
+        ("photos/dog.png", "did you mean dog.png?"),
+    ):
+        captions = write(tmp_path / "c.csv", f"{name},a dog\n{name}x,a cat\n")
+        command = ["csv", "--captions", str(captions), "--images", str(tmp_path / "photos")]
+        assert main([*command, "--out", str(tmp_path / "out"), *SMALL_OPTIONS]) == 1
+        assert hint in capsys.readouterr().err
+
+
 def test_other_settings_do_not_spoil_a_prepared_folder(tmp_path, records):
     pictures = records(2)
     build(pictures, tmp_path / "out", SMALL, min_count=1)

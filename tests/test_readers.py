@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
 
 from captioner.errors import ConfigError, DataError
 from data_prep import coco, csv_file, karpathy
-from data_prep.records import Record, hold_out
+from data_prep.records import WARNINGS, Record, held_out_note, hold_out
 
 
 def write(path: Path, content: object) -> Path:
@@ -244,11 +245,223 @@ def test_json_lines_without_a_caption_are_reported_and_left_out(tmp_path, caplog
         ('a.jpg,"A dog\nb.jpg,A cat\n', "line 2: unexpected end of data"),
         ('{"file_name": "a.jpg", "text": "A dog"}\n{"file_name"', "line 2: "),
         ('{"file_name": "a.jpg", "text": "A dog"}\n[1]', "line 2: expected a JSON object"),
+        ("[1, 2]", "entry 0: expected a JSON object such as"),
+        ('[{"file_name": "a.jpg"', "not a JSON array"),
+        ('{"images": [], "annotations": []}', "a file for `python -m data_prep coco`"),
+        ('{"images": [{"sentences": []}]}', "a file for `python -m data_prep karpathy`"),
+        ("titel,bild\na.jpg,A dog\n", "line 1: the columns are titel, bild; one must be image or"),
+        (
+            "imge,caption\na.jpg,A dog\n",
+            "line 1: the columns are imge, caption; .* mean image by imge",
+        ),
+        (
+            "image,captoin\na.jpg,A dog\n",
+            "line 1: .* one must be caption or .*mean caption by captoin",
+        ),
     ],
 )
 def test_an_odd_captions_file_is_refused_with_the_line(tmp_path, text, complaint):
     with pytest.raises(DataError, match=complaint):
         csv_file.read(write(tmp_path / "c.txt", text), tmp_path)
+
+
+SPLIT_ROWS = [("a.jpg", "A dog", "train"), ("b.jpg", "A cat, asleep", "val"),
+              ("a.jpg", 'The "big" dog', "Training"), ("c.jpg", "An owl", "test")]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,caption,split\n"
+        'a.jpg,A dog,train\nb.jpg,"A cat, asleep",val\na.jpg,"The ""big"" dog",Training\n'
+        "c.jpg,An owl,test\n",
+        "image,caption,split\n"
+        'a.jpg,A dog,train\nb.jpg,A cat, asleep,dev\na.jpg,"The ""big"" dog",train\n'
+        "c.jpg,An owl,test\n",
+        'a.jpg,A dog,train\nb.jpg,"A cat, asleep",validation\na.jpg,"The ""big"" dog",train\n'
+        "c.jpg,An owl,test",
+        "Split;File Name;Caption\ntrain;a.jpg;A dog\nval;b.jpg;A cat, asleep\n"
+        'train;a.jpg;"The ""big"" dog"\ntest;c.jpg;An owl\n',
+        "\n".join(json.dumps(dict(zip(("image", "caption", "split"), row, strict=True)))
+                  for row in SPLIT_ROWS),
+        json.dumps([dict(zip(("file_name", "text", "split"), row, strict=True))
+                    for row in SPLIT_ROWS], indent=1),
+    ],
+    ids=["header", "unquoted", "bare", "semicolons", "jsonl", "json-array"],
+)  # fmt: skip
+def test_the_split_that_a_captions_file_names_is_taken(tmp_path, text, caplog):
+    found = csv_file.read(write(tmp_path / "c.txt", text), tmp_path)
+    assert [(record.key, record.split) for record in found] == [
+        ("a.jpg", "train"), ("b.jpg", "val"), ("c.jpg", "test")
+    ]  # fmt: skip
+    assert [record.captions for record in found] == [
+        ("A dog", 'The "big" dog'), ("A cat, asleep",), ("An owl",)
+    ]  # fmt: skip
+    assert hold_out(found) == found
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image;caption\na.jpg;A dog\nb.jpg;A cat, asleep\n",
+        'a.jpg;A dog\nb.jpg;"A cat, asleep"\n',
+        '[{"image": "a.jpg", "caption": "A dog"}, {"image": "b.jpg", "caption": "A cat, asleep"}]',
+        '{"a.jpg": ["A dog"], "b.jpg": "A cat, asleep"}',
+        "Image-Path,Description\na.jpg,A dog\nb.jpg,A cat, asleep\n",
+    ],
+    ids=["semicolons", "bare-semicolons", "json-array", "json-mapping", "other-names"],
+)
+def test_other_forms_of_a_captions_file_are_recognised(tmp_path, text):
+    found = csv_file.read(write(tmp_path / "c.txt", text), tmp_path)
+    assert [(record.key, record.captions) for record in found] == [
+        ("a.jpg", ("A dog",)), ("b.jpg", ("A cat, asleep",))
+    ]  # fmt: skip
+
+
+def test_several_captions_files_have_a_split_each(tmp_path):
+    files = [
+        write(tmp_path / f"{name}.csv", f"{name}.jpg,A dog\n") for name in ("train", "val", "test")
+    ]
+    found = csv_file.read(files, tmp_path)
+    assert [record.split for record in found] == ["train", "val", "test"]
+    assert [record.image_id for record in found] == [0, 1, 2]
+    found = csv_file.read(files, tmp_path, ["test", "train", "val"])
+    assert [record.split for record in found] == ["test", "train", "val"]
+    with pytest.raises(ConfigError, match="1 names for 3 captions files"):
+        csv_file.read(files, tmp_path, ["test"])
+    write(files[1], "train.jpg,A dog\n")
+    with pytest.raises(DataError, match=r"line 1: train\.jpg is in val, before it was in train"):
+        csv_file.read(files, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("image,caption,split\na.jpg,A dog,holdout\n", "line 2: the split is 'holdout'; known are"),
+        ("image,caption,split\na.jpg,A dog,\n", "line 2: the split is ''; known are train, val"),
+        ("image,caption,split\na.jpg,A dog,val\na.jpg,A cat,test\n", "line 3: a.jpg is in test"),
+        ('{"image": "a", "text": "b", "split": 1}', "line 1: the split is 1"),
+        ('{"image": "a", "text": "b", "split": "val"}\n{"image": "c", "text": "d"}',
+         "c has no split, others have one"),
+    ],
+)  # fmt: skip
+def test_a_split_that_is_unclear_is_refused(tmp_path, text, complaint):
+    with pytest.raises(DataError, match=complaint):
+        csv_file.read(write(tmp_path / "c.txt", text), tmp_path)
+
+
+def test_columns_and_keys_that_are_not_read_are_named_once(tmp_path, caplog, paint):
+    csv_file.read(
+        write(tmp_path / "c.csv", "id,image,caption,weight\n1,a.jpg,A dog,2\n2,b.jpg,A cat,3\n"),
+        tmp_path,
+    )
+    assert caplog.text.count("ignored the columns id, weight") == 1
+    csv_file.read(write(tmp_path / "c.json", '{"image": "a", "text": "b", "mood": "x"}'), tmp_path)
+    assert "ignored the columns mood" in caplog.text
+    karpathy.read(write(tmp_path / "k.json", {"images": [karpathy_entry(mood="x")] * 2}), tmp_path)
+    assert caplog.text.count("ignored the keys of 'images' mood") == 1
+    paint(tmp_path, "1.png")
+    content = json.loads(coco_file(tmp_path / "coco.json", (1, "1.png")).read_text())
+    content["annotations"][0]["language"] = "en"
+    coco.read([write(tmp_path / "coco.json", content)], tmp_path)
+    assert "ignored the keys of 'annotations' language" in caplog.text
+
+
+def test_the_split_of_an_image_in_a_coco_file_is_taken(tmp_path, paint):
+    paint(tmp_path, "1.png", "2.png")
+    content = json.loads(coco_file(tmp_path / "c.json", (1, "1.png"), (2, "2.png")).read_text())
+    content["images"][1]["split"] = "validation"
+    path = write(tmp_path / "c.json", content)
+    assert [record.split for record in coco.read([path], tmp_path)] == ["train", "val"]
+    assert [r.split for r in coco.read([path], tmp_path, ["test"])] == ["test", "test"]
+
+
+# --- captions that are not text ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", ["nan", "NaN", "NULL", "None", "N/A", "  "])
+def test_a_cell_that_stands_for_no_text_is_not_a_caption(tmp_path, cell, caplog):
+    path = write(tmp_path / "c.csv", f"image,caption\na.jpg,A dog\na.jpg,{cell}\n")
+    (record,) = csv_file.read(path, tmp_path)
+    assert record.captions == ("A dog",)
+    assert "left out: line 3 of" in caplog.text
+
+
+@pytest.mark.parametrize("value", [None, ["a", "dog"], {"raw": "a dog"}, 3, "null"])
+def test_a_caption_that_is_not_text_is_left_out_of_every_kind_of_file(
+    tmp_path, value, caplog, paint
+):
+    paint(tmp_path, "1.png")
+    content = json.loads(coco_file(tmp_path / "c.json", (1, "1.png")).read_text())
+    content["annotations"][1]["caption"] = value
+    (record,) = coco.read([write(tmp_path / "c.json", content)], tmp_path)
+    assert record.captions == ("caption 0",)
+    assert "annotation 1" in caplog.text
+    entry = karpathy_entry(sentences=[{"raw": value}, {"raw": "A dog."}])
+    (record,) = karpathy.read(write(tmp_path / "k.json", {"images": [entry]}), tmp_path)
+    assert record.captions == ("A dog.",)
+    assert "entry 0" in caplog.text
+    text = json.dumps({"image": "a.jpg", "captions": ["A dog", value]})
+    (record,) = csv_file.read(write(tmp_path / "l.jsonl", text), tmp_path)
+    assert record.captions == ("A dog",)
+    assert "line 1" in caplog.text
+
+
+@pytest.mark.parametrize("name", [["a.jpg"], None, 5, {"a": 1}])
+def test_a_file_name_that_is_not_text_is_not_made_into_one(tmp_path, name, caplog):
+    text = json.dumps([{"image": name, "caption": "A dog"}, {"image": "b", "caption": "A cat"}])
+    (record,) = csv_file.read(write(tmp_path / "c.json", text), tmp_path)
+    assert record.key == "b"
+    assert "left out: entry 0" in caplog.text
+    with pytest.raises(DataError, match=r"odd|lacks"):
+        karpathy.read(
+            write(tmp_path / "k.json", {"images": [karpathy_entry(filename=name)]}), tmp_path
+        )
+    path = coco_file(tmp_path / "c.json", (1, name))
+    with pytest.raises(DataError, match=r"file_name is .*, not text"):
+        coco.read([path], tmp_path)
+
+
+def test_an_id_that_is_not_a_whole_number_is_not_rounded(tmp_path):
+    with pytest.raises(DataError, match=r"id is 3\.7, not a whole number"):
+        karpathy.read(
+            write(tmp_path / "k.json", {"images": [karpathy_entry(cocoid=3.7)]}), tmp_path
+        )
+
+
+def test_warnings_are_limited_and_counted(tmp_path, caplog):
+    lines = "image,caption\na.jpg,A dog\n" + "b.jpg,\n" * 500
+    csv_file.read(write(tmp_path / "c.csv", lines), tmp_path)
+    assert caplog.text.count("left out: line") == WARNINGS
+    assert "left out: 500 in all of" in caplog.text
+
+
+# --- names of photographs ----------------------------------------------------------------------
+
+
+def test_a_photograph_has_one_name_however_it_is_written(tmp_path, paint):
+    paint(tmp_path, "dir/a.jpg")
+    ways = ["dir/a.jpg", "./dir/a.jpg", "dir//a.jpg", "dir/../dir/a.jpg", "dir\\a.jpg",
+            str(tmp_path / "dir/a.jpg")]  # fmt: skip
+    lines = "".join(f"{way},caption {number}\n" for number, way in enumerate(ways))
+    (record,) = csv_file.read(write(tmp_path / "c.csv", lines), tmp_path)
+    assert (record.key, len(record.captions)) == ("dir/a.jpg", 6)
+    entries = [karpathy_entry(filepath="./dir", filename="a.jpg")]
+    (record,) = karpathy.read(write(tmp_path / "k.json", {"images": entries}), tmp_path)
+    assert record.path == tmp_path / "dir/a.jpg"
+    (record,) = coco.read([coco_file(tmp_path / "c.json", (1, "dir\\a.jpg"))], tmp_path)
+    assert record.path.is_file()
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_name_in_another_unicode_form_is_found(tmp_path, paint, form):
+    there = unicodedata.normalize(form, "Café é.jpg")
+    paint(tmp_path, there)
+    lines = "".join(f"{unicodedata.normalize(other, there)},A dog\n" for other in ("NFC", "NFD"))
+    (record,) = csv_file.read(write(tmp_path / "c.csv", lines), tmp_path)
+    assert record.path.is_file()
+    assert len(record.captions) == 2
 
 
 # --- splits ----------------------------------------------------------------------------------
@@ -278,6 +491,29 @@ def test_by_default_a_tenth_is_held_out_unless_there_are_validation_pictures():
     assert len(splits_of(hold_out(unpainted(50)))["val"]) == 5
     given = [*unpainted(50), *unpainted(3, "val")]
     assert hold_out(given) == given
+
+
+def test_enough_is_held_out_for_a_score_that_can_move_and_it_is_said():
+    for count, held_out in ((1, 0), (2, 1), (5, 2), (10, 5), (14, 5), (50, 5), (100, 10)):
+        pictures = unpainted(count)
+        found = hold_out(pictures)
+        assert len(splits_of(found)["val"]) == held_out
+        note = held_out_note(pictures, found)
+        assert note.startswith(f"held out: {held_out} of {count} images") == (held_out > 0)
+        assert ("CIDEr of one validation image is always 0" in note) == (held_out == 1)
+    # A share that is given is kept to.
+    assert len(splits_of(hold_out(unpainted(14), 0.1))["val"]) == 1
+
+
+def test_pictures_of_one_digest_are_held_out_together():
+    pictures = unpainted(40)
+    same = {record.key: str(record.image_id // 4) for record in pictures}
+    found = hold_out(pictures, 0.2, 0.2, digests=same)
+    splits: dict[str, set[str]] = {}
+    for record in found:
+        splits.setdefault(same[record.key], set()).add(record.split)
+    assert all(len(several) == 1 for several in splits.values())
+    assert [len(keys) for keys in splits_of(found).values()] == [24, 8, 8]
 
 
 def test_a_share_takes_at_least_one_picture_but_never_the_last():

@@ -7,7 +7,18 @@ import json
 import pytest
 
 from captioner.errors import DataError
-from captioner.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, Vocabulary, tokenize
+from captioner.vocabulary import (
+    BOS,
+    EOS,
+    PAD,
+    SPECIAL,
+    UNK,
+    Vocabulary,
+    characters,
+    joined,
+    lacks_spaces,
+    tokenize,
+)
 
 CAPTIONS = ["A dog runs.", "a dog sleeps", "A cat sleeps", "a bird"]
 
@@ -32,6 +43,56 @@ def vocabulary() -> Vocabulary:
 )
 def test_a_caption_is_split_into_lower_case_words_without_punctuation(caption, words):
     assert tokenize(caption) == words
+
+
+def test_a_word_is_the_same_in_each_unicode_form():
+    assert tokenize("Cafe\u0301") == tokenize("Café") == ["café"]
+
+
+@pytest.mark.parametrize(
+    ("caption", "split"),
+    [
+        ("一只狗跑", "一 只 狗 跑"),
+        ("穿T恤的man。笑", "穿 T 恤 的 man。 笑"),
+        ("สุนัขวิ่ง", "สุ นั ข วิ่ ง"),
+        ("a dog  runs", "a dog runs"),
+        ("मैं", "मैं"),
+        ("", ""),
+    ],
+)
+def test_characters_of_scripts_without_spaces_become_words(caption, split):
+    assert characters(caption) == split
+    assert characters(split) == split
+
+
+def test_joined_words_have_spaces_only_where_their_script_has_them():
+    assert joined(["a", "dog", "runs"]) == "a dog runs"
+    assert joined(["一", "只", "狗"]) == "一只狗"
+    assert joined(["犬", "が", "走る"]) == "犬が走る"
+    assert joined(["สุ", "นั", "ข"]) == "สุนัข"
+    assert joined(["穿", "t", "恤"]) == "穿 t 恤"
+    assert joined([]) == ""
+
+
+@pytest.mark.parametrize(
+    ("caption", "lacking"),
+    [
+        ("一只棕色的狗在雪地里跑", True),
+        ("一只狗", True),
+        ("一 只 棕色 的 狗 在 雪地 里 跑", False),
+        ("白い犬が雪の中を走っています。", True),
+        ("白い 犬 が 雪 の 中 を 走って います 。", False),
+        ("สุนัขกำลังวิ่งอยู่บนหิมะ", True),
+        ("สุนัข กำลัง วิ่ง อยู่ บน หิมะ", False),
+        ("눈 속을 달리는 개", False),
+        ("собака бежит по снегу", False),
+        ("a man in front of a sign that says 出口", False),
+        ("Donaudampfschifffahrtsgesellschaft", False),
+    ],
+)
+def test_captions_without_spaces_between_words_are_told(caption, lacking):
+    assert lacks_spaces([caption] * 3) == lacking
+    assert not lacks_spaces([characters(caption)] * 3)
 
 
 def test_words_are_ordered_by_frequency_and_then_by_letters(vocabulary):
@@ -103,3 +164,24 @@ def test_words_that_want_another_are_known_by_their_ids(vocabulary: Vocabulary) 
     assert vocabulary.decode(vocabulary.bad_endings()) == ["a"]
     words = Vocabulary([*SPECIAL, "on", "dog", "with", "the"])
     assert words.decode(words.bad_endings()) == ["the", "with"]
+
+
+def test_a_caption_in_chinese_is_written_without_spaces():
+    import numpy as np
+
+    from captioner.checkpoint import Checkpoint
+    from captioner.config import DecodeConfig, EncoderConfig
+    from captioner.decoder import make_decoder
+    from captioner.encoder import Encoder
+    from captioner.pipeline import Captioner
+    from tests.tiny import MODEL
+
+    encoder = EncoderConfig("efficientnet_lite0", weights="none", image_size=32)
+    network = Encoder(encoder)
+    words = Vocabulary.build([characters("一只狗在雪地里跑")], 1)
+    decoder = make_decoder(MODEL, len(words), network.dim)
+    decode = DecodeConfig(beam_size=2, max_words=6)
+    model = Captioner(Checkpoint(decoder, MODEL, encoder, decode, words, network.dim, network.grid))
+    captions = model.captions(np.zeros((32, 32, 3), np.uint8))
+    assert max(len(caption.words) for caption in captions) > 1
+    assert all(caption.text == "".join(caption.words) for caption in captions)
