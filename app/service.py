@@ -115,6 +115,10 @@ def _uploaded(picture: object) -> Path:
     """
     if picture is None:
         raise DataError("there is no picture yet: choose one first")
+    if isinstance(picture, str):
+        raise DataError(
+            "the picture is text; upload it, in Python with gradio_client.handle_file(PATH or URL)"
+        )
     meta = picture.get("meta") if isinstance(picture, dict) else None
     path = picture.get("path") if isinstance(picture, dict) else None
     if not isinstance(meta, dict) or meta.get("_type") != "gradio.FileData" or not path:

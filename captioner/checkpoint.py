@@ -24,6 +24,7 @@ from captioner.vocabulary import Vocabulary
 FORMAT = 1
 _ENCODER = "encoder."  # begins the names of a trained CNN's weights
 _OWN_FOLDERS = ("checkpoints", "runs", "data", "out", "output", "models", "configs", "images")
+_NEAR = 0.75  # of 1: so alike are names with a slip of the pen
 _FILES = (".safetensors", ".json", ".yaml", ".pt", ".pth", ".ckpt", ".bin", ".zip", ".jpg", ".png")
 
 
@@ -153,20 +154,18 @@ def _find(path: Path | str) -> Path:
 
 
 def _may_be_hub_id(path: Path | str) -> bool:
-    """Whether it has the form of a Hub id, `name/model`, and cannot be a path that is mistyped.
+    """Whether it has the form of a Hub id, `name/model`, and is no path with a slip in it.
 
-    Nothing of a person's folders is asked of the Hub: `name` is no folder here and none that our
-    own commands make, and `model` has no file's suffix.
+    Nothing of a person's folders is asked of the Hub: `name` is not (nearly) a folder here or one
+    that our own commands make, and `model` has no file's suffix.
     """
     text = str(path)
     if isinstance(path, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text, re.ASCII):
         return False
     name = text.split("/")[0]
-    return (
-        not Path(name).exists()
-        and name.lower() not in _OWN_FOLDERS
-        and Path(text).suffix.lower() not in _FILES
-    )
+    folders = [*_OWN_FOLDERS, *(entry.name for entry in Path().iterdir() if entry.is_dir())]
+    near = difflib.get_close_matches(name.lower(), map(str.lower, folders), 1, _NEAR)
+    return not near and not Path(name).exists() and Path(text).suffix.lower() not in _FILES
 
 
 def _nearest_folder(folder: Path) -> str | None:
@@ -178,7 +177,7 @@ def _nearest_folder(folder: Path) -> str | None:
                 names = [entry.name for entry in at.iterdir() if entry.is_dir()]
             except OSError:
                 return None
-            near = difflib.get_close_matches(part, names, 1, 0.75)
+            near = difflib.get_close_matches(part, names, 1, _NEAR)
             if not near:
                 return None
             part = near[0]

@@ -33,7 +33,7 @@ class Found:
             reasons += [f"{others:,} of other kinds"] if others else []
             parts.append(f"skipped {total:,} file{'s' * (total > 1)}: {', '.join(reasons)}")
         if self.folders:
-            parts.append(f"not searched: {self.folders:,} folders inside; give --recursive")
+            parts.append(f"folders inside were not searched: {self.folders:,}; give --recursive")
         return "; ".join(parts)
 
 

@@ -15,7 +15,7 @@ def choose_device(name: torch.device | str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # meta has no numbers
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise ConfigError(
             f"device {str(name)!r} cannot be used: {reason.rstrip('.')}; take cpu or auto"
         ) from None

@@ -149,6 +149,8 @@ def _open(source: Any, name: str) -> Image.Image:
     stream: io.BytesIO | Path
     if isinstance(source, bytes | bytearray | memoryview):
         stream = io.BytesIO(source)
+    elif isinstance(source, io.TextIOBase):
+        raise DataError(f'{name} is open as text; open it with mode "rb"')
     elif hasattr(source, "read"):
         if hasattr(source, "seekable") and source.seekable():
             source.seek(0)  # Pillow does the same: who has just written it stands at its end
@@ -179,7 +181,7 @@ def _open(source: Any, name: str) -> Image.Image:
 def _content(stream: IO[bytes], name: str) -> io.BytesIO:
     content = stream.read(MAX_BYTES + 1)
     if not isinstance(content, bytes):
-        raise DataError(f'{name} is open as text; open it with mode "rb"')
+        raise DataError(f"{name} gave {type(content).__name__} when read; it must give bytes")
     if len(content) > MAX_BYTES:
         raise DataError(f"{name} holds more than {MAX_BYTES // 10**6} MB; shrink it")
     return io.BytesIO(content)
