@@ -280,12 +280,7 @@ def _caption(arguments: Sequence[str]) -> int:
     from captioner.results import write_results
 
     found = find_images(chosen.pictures, recursive=chosen.recursive)
-    if not found.images:
-        found.problems.append(DataError(_none_found(found, chosen.pictures)))
-    for problem in found.problems[:-1] if not found.images else found.problems:
-        _print_error(problem)
-    if not found.images:
-        raise found.problems[-1]
+    _print_problems(found, chosen.pictures)
     results = _result_file(chosen.results, chosen.server)
     ids = _coco_ids(found.images) if results else {}
     sheets = sheet_files(found.images, Path(chosen.attention)) if chosen.attention else {}
@@ -299,6 +294,7 @@ def _caption(arguments: Sequence[str]) -> int:
         print(printable(found.summary()), file=sys.stderr)
     best: dict[int, str] = {}
     failures = len(found.problems)
+    alone = len(found.images) == 1 and not failures
     try:
         for path in found.images:
             try:
@@ -306,7 +302,7 @@ def _caption(arguments: Sequence[str]) -> int:
                 captions = captioner.search([image], decode)[0]
                 if results:
                     best[ids[path]] = captions[0].text
-                _print_captions(path, captions, chosen.json, alone=len(found.images) == 1)
+                _print_captions(path, captions, chosen.json, alone)
                 if sheets:
                     _draw(captioner.seen(image), captions[0], sheets[path])
             except DataError as error:  # one bad picture does not cost the others
@@ -349,9 +345,17 @@ def _caption_parser() -> SettingsParser:
     return parser
 
 
-def _none_found(found: Found, sources: Sequence[str]) -> str:
-    reason = f"; {found.summary()}" if found.summary() else ""
-    return f"no pictures in {', '.join(sources)}{reason}"
+def _print_problems(found: Found, sources: Sequence[str]) -> None:
+    """Print what could not be read; raises the last of it if no image is left."""
+    problems = list(found.problems)
+    if not found.images:
+        reason = f"; {found.summary()}" if found.summary() else ""
+        none = DataError(f"no pictures in {', '.join(sources)}{reason}")
+        last = problems.pop() if problems else none
+    for problem in problems:
+        _print_error(problem)
+    if not found.images:
+        raise last
 
 
 def _coco_ids(paths: Sequence[Path]) -> dict[Path, int]:

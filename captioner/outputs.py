@@ -21,7 +21,7 @@ def writable(path: str | Path | None) -> Path | None:
     target = Path(path)
     parent = target.parent
     try:
-        if target.is_dir():
+        if os.path.isdir(target):
             raise DataError(f"cannot write {target}: it is a folder; give a file")
         with contextlib.suppress(FileNotFoundError):
             os.lstat(target.with_name(target.name + ".part"))  # is the name too long?
@@ -57,7 +57,7 @@ def sheet_files(images: Sequence[Path], out: Path) -> dict[Path, Path]:
     Raises DataError if a file cannot be written.
     """
     distinct = list(dict.fromkeys(images))
-    if len(distinct) == 1 and not out.is_dir():
+    if len(distinct) == 1 and not os.path.isdir(out):
         targets = {distinct[0]: out}
     else:
         targets = _named_apart(distinct, out)
