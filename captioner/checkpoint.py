@@ -123,7 +123,7 @@ def load(path: Path | str) -> Checkpoint:
 def _find(path: Path | str) -> Path:
     folder = Path(path)
     try:
-        folder.stat()
+        (folder / "config.json").stat()
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:

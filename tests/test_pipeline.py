@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 
 import huggingface_hub
@@ -123,6 +124,14 @@ def test_what_surrounds_a_call_does_not_change_its_caption(model):
 def test_what_is_not_a_checkpoint_is_refused(path):
     with pytest.raises(CheckpointError):
         captioner.load(path)
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
+def test_a_checkpoint_in_a_closed_folder_is_refused(tmp_path):
+    (tmp_path / "closed").mkdir(mode=0)
+    for path in (tmp_path / "closed", tmp_path / "closed" / "checkpoint"):
+        with pytest.raises(CheckpointError, match="cannot be read: Permission denied"):
+            captioner.load(path)
 
 
 def test_a_captioner_of_a_path_says_how_to_load_it(folder):
