@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio.context import Context
 from gradio.events import api
 
 from app.service import Answer, Request, Service
@@ -45,6 +47,34 @@ def add_endpoint(service: Service) -> None:
             raise gr.Error(message, print_exception=False) from None
 
     api(caption, api_name="caption", concurrency_id="model")
+    page = Context.root_block
+    for function in page.fns.values() if page else ():
+        if function.api_name == "caption":
+            _say_why_no_download(function.inputs[0])
+
+
+def _say_why_no_download(picture: gr.blocks.Block) -> None:
+    """Make a picture that is given as a URL and cannot be fetched an error that says so.
+
+    gradio fetches it before the endpoint runs, from public addresses only.
+    """
+    fetch = picture.async_move_resource_to_block_cache
+
+    async def fetched(url_or_file_path: str | Path | None) -> str | None:
+        try:
+            return await fetch(url_or_file_path)
+        except Exception as error:  # of several libraries: no address, no answer, status 404 ...
+            place = str(url_or_file_path)
+            if not place.startswith(("http://", "https://")):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            message = html.escape(
+                f"{place} cannot be downloaded: {reason:.200}; upload the picture instead",
+                quote=False,
+            )
+            raise gr.Error(message, print_exception=False) from None
+
+    picture.async_move_resource_to_block_cache = fetched  # type: ignore[method-assign]
 
 
 def _as_json(answer: Answer) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -21,6 +22,7 @@ LIMITS: dict[str, tuple[float, float]] = {
     "seed": (0, 2**32 - 1),
 }
 WHOLE = ("beam_size", "max_words", "captions", "seed")
+SAMPLING, SEARCHING = ("temperature", "top_p", "seed"), ("beam_size",)
 OVERLAY_SIDE = 480  # pixels
 
 
@@ -54,6 +56,11 @@ class Request:
                 object.__setattr__(self, name, int(value))  # JSON may say 3.0
         if not isinstance(self.sample, bool):
             raise ConfigError(f"sample is {self.sample!r:.40}; it must be true or false")
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that matter: a search has no temperature, sampling no beam."""
+        idle = SEARCHING if self.sample else SAMPLING
+        return {name: value for name, value in asdict(self).items() if name not in idle}
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,7 @@ class Service:
             except DataError as error:
                 message = " ".join(str(error).replace(str(path), path.name).split())
                 raise DataError(message) from None
-            captions = self._model.captions(image, **asdict(request))
+            captions = self._model.captions(image, **request.settings())
             image.thumbnail((OVERLAY_SIDE, OVERLAY_SIDE))
         return Answer(captions, _overlays(image, captions[0]) if overlays else [])
 
@@ -108,6 +115,10 @@ def _uploaded(picture: object) -> Path:
     """
     if picture is None:
         raise DataError("there is no picture yet: choose one first")
+    if isinstance(picture, str):
+        raise DataError(
+            "the picture is text; upload it, in Python with gradio_client.handle_file(PATH or URL)"
+        )
     meta = picture.get("meta") if isinstance(picture, dict) else None
     path = picture.get("path") if isinstance(picture, dict) else None
     if not isinstance(meta, dict) or meta.get("_type") != "gradio.FileData" or not path:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import io
 import os
 import re
 import sys
@@ -28,6 +29,9 @@ def exit_code(work: Callable[[], int | None], stopped: str = "") -> int:
 
     Ctrl-C ends it with 130 and `stopped`, a word on how to go on.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names of files may have no encoding there
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = work() or 0
         sys.stdout.flush()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,6 +23,9 @@ from captioner.vocabulary import Vocabulary
 
 FORMAT = 1
 _ENCODER = "encoder."  # begins the names of a trained CNN's weights
+_OWN_FOLDERS = ("checkpoints", "runs", "data", "out", "output", "models", "configs", "images")
+_NEAR = 0.75  # of 1: so alike are names with a slip of the pen
+_FILES = (".safetensors", ".json", ".yaml", ".pt", ".pth", ".ckpt", ".bin", ".zip", ".jpg", ".png")
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def save(checkpoint: Checkpoint, folder: Path, *, half: bool = False, card: str 
 
 
 def load(path: Path | str) -> Checkpoint:
-    """Read a checkpoint folder, or a Hugging Face Hub id such as `name/model`.
+    """Read a checkpoint folder, or a Hugging Face Hub id such as `name/model`, given as text.
 
     Raises CheckpointError when it is missing, incomplete, damaged or of another format.
     """
@@ -117,26 +122,67 @@ def load(path: Path | str) -> Checkpoint:
 
 def _find(path: Path | str) -> Path:
     folder = Path(path)
+    try:
+        (folder / "config.json").stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"the checkpoint {folder} cannot be read: {reason}") from None
     if (folder / "config.json").is_file():
         return folder
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; give the checkpoint's folder")
     if folder.exists():
         raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.json")
-    parts = str(path).split("/")
-    if (
-        len(parts) == 2
-        and all(parts)
-        and not parts[0].startswith((".", "~", "checkpoints", "runs"))
-    ):
-        try:
-            from huggingface_hub import snapshot_download
+    missing = f"no checkpoint at {path}"
+    near = _nearest_folder(folder)
+    if near:
+        raise CheckpointError(f"{missing}; did you mean {near}?")
+    if not _may_be_hub_id(path):
+        raise CheckpointError(f"{missing}; train one or see checkpoints/README.md")
+    try:
+        from huggingface_hub import snapshot_download
 
-            return Path(snapshot_download(str(path)))
-        except Exception as error:  # the Hub's client raises many kinds, all meaning "not there"
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(
-                f"no checkpoint at {path}, and the Hub did not give one: {reason}"
-            ) from None
-    raise CheckpointError(f"no checkpoint at {path}; train one or see checkpoints/README.md")
+        return Path(snapshot_download(str(path)))
+    except Exception as error:  # the Hub's client raises many kinds, all meaning "not there"
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{missing}: there is no such folder, and read as a Hugging Face Hub id it gave "
+            f"none: {reason}; check the path, or the id and the connection"
+        ) from None
+
+
+def _may_be_hub_id(path: Path | str) -> bool:
+    """Whether it has the form of a Hub id, `name/model`, and is no path with a slip in it.
+
+    Nothing of a person's folders is asked of the Hub: `name` is not (nearly) a folder here or one
+    that our own commands make, and `model` has no file's suffix.
+    """
+    text = str(path)
+    if isinstance(path, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text, re.ASCII):
+        return False
+    name = text.split("/")[0]
+    folders = [*_OWN_FOLDERS, *(entry.name for entry in Path().iterdir() if entry.is_dir())]
+    near = difflib.get_close_matches(name.lower(), map(str.lower, folders), 1, _NEAR)
+    return not near and not Path(name).exists() and Path(text).suffix.lower() not in _FILES
+
+
+def _nearest_folder(folder: Path) -> str | None:
+    """A checkpoint folder whose path is nearly this one, from here."""
+    at = Path(folder.anchor)
+    for part in folder.parts[len(at.parts) :]:
+        if not (at / part).is_dir():
+            try:
+                names = [entry.name for entry in at.iterdir() if entry.is_dir()]
+            except OSError:
+                return None
+            near = difflib.get_close_matches(part, names, 1, _NEAR)
+            if not near:
+                return None
+            part = near[0]
+        at = at / part
+    return str(at) if (at / "config.json").is_file() else None
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import sys
 import time
 from argparse import BooleanOptionalAction, Namespace
@@ -16,11 +15,15 @@ from typing import TYPE_CHECKING, Any
 from captioner import __version__
 from captioner.arguments import SettingsParser, exit_code
 from captioner.config import Config, DecodeConfig
-from captioner.errors import ConfigError, DataError
+from captioner.errors import ConfigError, DataError, printable
 from captioner.metrics import METRICS, SPICE, Scores
+from captioner.outputs import check_distinct, sheet_files, writable
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from captioner.checkpoint import Checkpoint
+    from captioner.collect import Found
     from captioner.data import CaptionDataset
     from captioner.pipeline import Caption
     from captioner.significance import Interval
@@ -101,14 +104,18 @@ def _evaluate(arguments: Sequence[str]) -> int:
     chosen = parser.read(arguments)
     if chosen.diversity is not None and chosen.diversity < 2:
         raise ConfigError(f"--diversity is {chosen.diversity}; it takes 2 captions or more")
+    if chosen.limit < 0:
+        raise ConfigError(f"--limit is {chosen.limit}; give a number of pictures, or 0 for all")
+    _check_score_arguments(chosen)
 
     from captioner.ensemble import load_members
     from captioner.evaluate import evaluate
     from captioner.significance import intervals
 
     started = time.monotonic()
-    report = _writable(chosen.report)
+    report = writable(chosen.report)
     out = _result_file(chosen.out, chosen.server)
+    check_distinct([("--out", out), ("--report", report)])
     members = load_members(chosen.checkpoint)
     decode = _decode_settings(members[0].decode, chosen)
     result = evaluate(
@@ -157,13 +164,15 @@ def _score(arguments: Sequence[str]) -> int:
         raise ConfigError(f"{len(chosen.results)} result files; give one, or two to compare")
     if chosen.report and len(chosen.results) == 2:
         raise ConfigError("--report is of one result file; score the two one after the other")
+    _check_score_arguments(chosen)
 
     from captioner.metrics import ReferenceScorer, score
     from captioner.results import check_known, read_references, read_results
     from captioner.significance import intervals
 
     started = time.monotonic()
-    report = _writable(chosen.report)
+    report = writable(chosen.report)
+    check_distinct([("--report", report)], map(Path, [*chosen.results, chosen.references]))
     references = read_references(chosen.references)
     files = [read_results(path) for path in chosen.results]
     for path, captions in zip(chosen.results, files, strict=True):
@@ -262,71 +271,117 @@ def _diversity(
 
 
 def _caption(arguments: Sequence[str]) -> int:
+    parser = _caption_parser()
+    chosen = parser.read(arguments)
+
+    from captioner.collect import find_images
+    from captioner.images import open_image
+    from captioner.pipeline import load
+    from captioner.results import write_results
+
+    found = find_images(chosen.pictures, recursive=chosen.recursive)
+    _print_problems(found, chosen.pictures)
+    results = _result_file(chosen.results, chosen.server)
+    ids = _coco_ids(found.images) if results else {}
+    sheets = sheet_files(found.images, Path(chosen.attention)) if chosen.attention else {}
+    outputs = [("--results", results), *(("--attention", sheet) for sheet in sheets.values())]
+    check_distinct(outputs, found.images)
+    captioner = load(chosen.checkpoint)
+    decode = _decode_settings(captioner.decode, chosen)
+    if sheets and not captioner.attends:
+        raise ConfigError("--attention: this checkpoint's decoder has no attention; leave it out")
+    if found.summary():
+        print(printable(found.summary()), file=sys.stderr)
+    best: dict[int, str] = {}
+    failures = len(found.problems)
+    alone = len(found.images) == 1 and not failures
+    try:
+        for path in found.images:
+            try:
+                image = open_image(path)  # once: a pipe gives its content a single time
+                captions = captioner.search([image], decode)[0]
+                if results:
+                    best[ids[path]] = captions[0].text
+                _print_captions(path, captions, chosen.json, alone)
+                if sheets:
+                    _draw(captioner.seen(image), captions[0], sheets[path])
+            except DataError as error:  # one bad picture does not cost the others
+                _print_error(error)
+                failures += 1
+    finally:
+        if results and best:  # also of a run that was stopped
+            write_results(best, results)
+    return 1 if failures else 0
+
+
+def _caption_parser() -> SettingsParser:
     parser = SettingsParser(
         prog="captioner caption",
         description="Caption pictures and folders of them. "
         "Search settings that are not given are the (first) checkpoint's own.",
     )
-    parser.add_argument("pictures", nargs="+", help="picture files and folders")
-    parser.add_argument("--checkpoint", action="append", required=True, help=CHECKPOINT_HELP)
-    parser.add_argument("--recursive", action="store_true", help="also folders inside folders")
-    parser.add_argument("--json", action="store_true", help="a JSON object a line")
-    parser.add_argument(
-        "--attention",
-        help="draw where each word looked into this PNG; a folder when there are several pictures",
-    )
-    parser.add_argument(
-        "--results", help="also write the best captions of COCO's photographs as a COCO result file"
-    )
+    add = parser.add_argument
+    add("pictures", nargs="+", help="picture files and folders; - is the standard input")
+    add("--checkpoint", action="append", required=True, help=CHECKPOINT_HELP)
+    add("--recursive", action="store_true", help="also folders inside folders")
+    add("--json", action="store_true", help="a JSON object a line")
+    add("--attention", metavar="PNG|DIR",
+        help="draw where each word looked into this PNG; a folder when there are several "
+        "pictures")  # fmt: skip
+    add("--results",
+        help="also write the best captions of COCO's photographs as a COCO result "
+        "file")  # fmt: skip
     _add_server_argument(parser, "--results")
     _add_decode_arguments(parser)
-    parser.add_argument("--captions", type=int, help="captions for each picture, best first")
-    parser.add_argument(
-        "--sample",
-        action="store_true",
-        default=None,
-        help="draw captions at random instead of searching the best",
-    )
-    parser.add_argument("--temperature", type=float, help="of the draw")
-    parser.add_argument("--top-k", type=int, help="draw from the k likeliest words")
-    parser.add_argument("--top-p", type=float, help="draw from words of this probability together")
-    parser.add_argument("--seed", type=int, help="of the draw")
-    chosen = parser.read(arguments)
+    add("--captions", type=int, help="captions for each picture, best first")
+    add("--sample", action=BooleanOptionalAction,
+        help="sample captions at random instead of searching the best")  # fmt: skip
+    add("--temperature", type=float,
+        help="sampling temperature; below 1 is safer, above 1 more surprising")  # fmt: skip
+    add("--top-k", type=int, help="sample from the k likeliest words")
+    add("--top-p", type=float,
+        help="sample from the likeliest words that hold this probability together")  # fmt: skip
+    add("--seed", type=int, help="seed of the samples")
+    return parser
 
-    from captioner.images import find_pictures
-    from captioner.pipeline import load
-    from captioner.results import coco_image_id, write_results
 
-    paths = find_pictures(chosen.pictures, recursive=chosen.recursive)
-    if not paths:
-        raise DataError(f"no pictures in {', '.join(chosen.pictures)}")
-    results = _result_file(chosen.results, chosen.server)
-    ids = {path: coco_image_id(path) for path in paths} if results else {}
-    captioner = load(chosen.checkpoint)
-    decode = _decode_settings(captioner.decode, chosen)
-    attention = _writable(chosen.attention)
-    best: dict[int, str] = {}
-    failures = 0
-    try:
-        for path in paths:
-            try:
-                captions = captioner.search([path], decode)[0]
-            except DataError as error:  # one bad picture does not cost the others
-                print(f"error: {error}", file=sys.stderr)
-                failures += 1
-                continue
-            if results:
-                best[ids[path]] = captions[0].text
-            _print_captions(path, captions, chosen.json, alone=len(paths) == 1)
-            if attention:
-                from captioner.attention import draw
+def _print_problems(found: Found, sources: Sequence[str]) -> None:
+    """Print what could not be read; raises the last of it if no image is left."""
+    problems = list(found.problems)
+    if not found.images:
+        reason = f"; {found.summary()}" if found.summary() else ""
+        none = DataError(f"no pictures in {', '.join(sources)}{reason}")
+        last = problems.pop() if problems else none
+    for problem in problems:
+        _print_error(problem)
+    if not found.images:
+        raise last
 
-                target = attention if len(paths) == 1 else attention / f"{path.stem}.png"
-                draw(captioner.seen(path), captions[0].words, captions[0].attention, target)
-    finally:
-        if results and best:  # also of a run that was stopped
-            write_results(best, results)
-    return 1 if failures else 0
+
+def _coco_ids(paths: Sequence[Path]) -> dict[Path, int]:
+    """The image id of each file; raises DataError where two files have one."""
+    from captioner.results import coco_image_id
+
+    ids: dict[Path, int] = {}
+    files: dict[int, Path] = {}
+    for path in paths:
+        number = ids[path] = coco_image_id(path)
+        if files.setdefault(number, path) != path:
+            raise DataError(
+                f"{files[number]} and {path} have the same image id {number}; a result file holds "
+                "one caption for each id, so caption them in two runs"
+            )
+    return ids
+
+
+def _draw(seen: Image.Image, caption: Caption, sheet: Path) -> None:
+    from captioner.attention import draw
+
+    draw(seen, caption.words, caption.attention, sheet)
+
+
+def _print_error(error: Exception) -> None:
+    print(f"error: {error}", file=sys.stderr)
 
 
 def _print_captions(path: Path, captions: Sequence[Caption], as_json: bool, alone: bool) -> None:
@@ -336,7 +391,7 @@ def _print_captions(path: Path, captions: Sequence[Caption], as_json: bool, alon
             entry = {"image": str(path), "caption": caption.text, "score": score, "rank": rank}
             print(json.dumps(entry), flush=True)
         else:
-            label = "" if alone else f"{path}: "
+            label = "" if alone else f"{printable(str(path))}: "
             shown = f"  ({caption.score:.3f})" if len(captions) > 1 else ""
             print(f"{label}{caption.text}{shown}", flush=True)
 
@@ -354,6 +409,14 @@ def _add_score_arguments(parser: SettingsParser) -> None:
     parser.add_argument("--images", type=Path, help="folder of the photographs, for the report")
 
 
+def _check_score_arguments(chosen: Namespace) -> None:
+    """Refuse options that would do nothing."""
+    if chosen.images and not chosen.report:
+        raise ConfigError("--images is for the report; add --report or leave --images out")
+    if chosen.corenlp and SPICE not in (chosen.metrics or ()):
+        raise ConfigError(f"--corenlp is for {SPICE}; add it to --metrics or leave --corenlp out")
+
+
 def _add_server_argument(parser: SettingsParser, out: str) -> None:
     parser.add_argument(
         "--server",
@@ -366,13 +429,13 @@ def _add_server_argument(parser: SettingsParser, out: str) -> None:
 
 def _result_file(out: str | None, server: Sequence[str] | None) -> Path | None:
     if server is None:
-        return _writable(out)
+        return writable(out)
     from captioner.results import server_file
 
     name = server_file(*server)
     if out is None:
         raise ConfigError("--server names a file; say in which folder")
-    return _writable(str(Path(out) / name))
+    return writable(str(Path(out) / name))
 
 
 def _add_decode_arguments(parser: SettingsParser) -> None:
@@ -393,28 +456,16 @@ def _add_decode_arguments(parser: SettingsParser) -> None:
 
 def _decode_settings(default: DecodeConfig, chosen: Namespace) -> DecodeConfig:
     """The checkpoint's own settings with what was asked for on the command line."""
+    from captioner.pipeline import changed
+
     names = [field.name for field in dataclasses.fields(DecodeConfig)]
     asked = {name: getattr(chosen, name, None) for name in names}
     given = {name: value for name, value in asked.items() if value is not None}
     captions, beams = given.get("captions", default.captions), given.get("beam_size")
-    if beams is None and not given.get("sample") and captions > default.beam_size:
+    sample = given.get("sample", default.sample)
+    if beams is None and not sample and captions > default.beam_size:
         given["beam_size"] = captions  # as many beams as captions are asked for
-    return dataclasses.replace(default, **given)
-
-
-def _writable(path: str | None) -> Path | None:
-    """Find out before the work is done that its result can be written."""
-    if path is None:
-        return None
-    target = Path(path)
-    parent = target.parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot write {target}: {error.strerror}") from None
-    if not os.access(parent, os.W_OK):
-        raise DataError(f"cannot write {target}: {parent} is not writable")
-    return target
+    return changed(default, given)
 
 
 def _duration(seconds: float) -> str:

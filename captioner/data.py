@@ -251,5 +251,9 @@ def read_examples(folder: Path) -> list[Example]:
         raise DataError(
             f"no prepared data at {folder}; make it with `python -m data_prep` (see README)"
         ) from None
+    except NotADirectoryError:
+        raise DataError(f"{folder} is a file; give the folder that data_prep made") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path} is damaged ({error}); run data_prep again") from None

@@ -95,8 +95,12 @@ def writer(found: Sequence[Checkpoint]) -> Decoder | Ensemble:
     """What writes the captions: the decoder of one checkpoint, or the ensemble of several."""
     if len(found) == 1:
         return found[0].decoder
-    views = {(member.encoder.resize, member.grid) for member in found if _attends(member)}
-    return Ensemble([member.decoder for member in found], attention=len(views) == 1)
+    return Ensemble([member.decoder for member in found], attention=attends(found))
+
+
+def attends(found: Sequence[Checkpoint]) -> bool:
+    """Whether their captions come with attention: some have it, all over the same view."""
+    return len({(member.encoder.resize, member.grid) for member in found if _attends(member)}) == 1
 
 
 def looking(found: Sequence[Checkpoint]) -> Checkpoint:

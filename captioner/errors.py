@@ -7,9 +7,17 @@ CaptionerError
 └── MetricError       captions that cannot be scored, or a scorer that did not run
 """
 
+from __future__ import annotations
+
+import re
+import unicodedata
+
 
 class CaptionerError(Exception):
     """Base of every error this package raises for its user's input."""
+
+    def __str__(self) -> str:
+        return printable(re.sub(r"\s*\n\s*", " ", super().__str__().strip()))
 
 
 class ConfigError(CaptionerError):
@@ -26,3 +34,17 @@ class CheckpointError(CaptionerError):
 
 class MetricError(CaptionerError):
     """Captions cannot be scored, or a scorer did not run."""
+
+
+def printable(text: str) -> str:
+    """Write the characters that would steer a terminal, or have no encoding, as escapes.
+
+    They come from file names. Joiners stay, because emoji and some scripts need them.
+    """
+
+    def shown(char: str) -> str:
+        steers = unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        joins = char in "\u200c\u200d"
+        return char.encode("unicode_escape").decode("ascii") if steers and not joins else char
+
+    return text if text.isprintable() else "".join(map(shown, text))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import stat
+import sys
 import warnings
-from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TypeAlias
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +18,16 @@ from PIL.Image import Transpose
 
 from captioner.errors import DataError
 
-ImageSource: TypeAlias = "str | PathLike[str] | bytes | Image.Image | npt.NDArray[np.generic]"
+if TYPE_CHECKING:
+    import torch
+
+ImageSource: TypeAlias = (
+    "str | PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | Image.Image "
+    "| npt.NDArray[np.generic] | torch.Tensor"
+)
 
 MAX_PIXELS = 120_000_000  # the largest cameras; a decoded RGB picture of this size takes 360 MB
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+MAX_BYTES = 500_000_000  # of a file object or pipe, whose size is not known beforehand
 
 # Pillow knows more, but a picture of unknown origin must not reach, say, Ghostscript through EPS.
 FORMATS = (
@@ -35,6 +43,22 @@ FORMATS = (
     "TIFF",
     "WEBP",
 )
+# File names end so, by format; HEIF is read by pillow-heif, which is loaded when one comes.
+SUFFIXES = frozenset(
+    {
+        ".avif", ".avifs",
+        ".bmp", ".gif", ".ico", ".webp",
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo",
+        ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
+        ".png", ".apng",
+        ".pbm", ".pgm", ".ppm", ".pnm", ".pfm",
+        ".tif", ".tiff",
+        ".heic", ".heics", ".heif", ".heifs", ".hif",
+    }
+)  # fmt: skip
+_HEIF_BRANDS = tuple(
+    b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split()
+)  # in a file's first box
 
 # What brings a picture upright, by the value of its EXIF tag Orientation.
 _ORIENTATION = 0x0112
@@ -47,18 +71,24 @@ _UPRIGHT = {
     7: Transpose.TRANSVERSE,
     8: Transpose.ROTATE_90,
 }
+_BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 
 def open_image(source: ImageSource) -> Image.Image:
     """Read a picture as upright RGB.
 
-    Accepts a path, encoded bytes, a PIL image or an array (H, W), (H, W, 3) or (H, W, 4) of uint8,
-    uint16 or floats in 0..1. EXIF rotation is applied, transparency is laid on white, 16-bit grey
-    is scaled to 8 bits, and of an animation the first frame is taken.
+    Accepts a path (of a pipe, too), encoded bytes, a binary file object, a PIL image, an array
+    (H, W), (H, W, 3) or (H, W, 4), or a tensor, whose channels may also come first, as in torch.
+    EXIF rotation is applied, transparency is laid on white, and of an animation the first frame is
+    taken.
+
+    The type says what is white, never the values: 1 for floats, 65535 for uint16, 255 for all
+    other integers; for files, the largest number of their bits. Values outside are refused; floats
+    may overshoot a little, as after resizing, and are clipped.
 
     Raises DataError if the source is not a picture, is damaged, or declares over MAX_PIXELS pixels.
     """
-    name = str(source) if isinstance(source, str | PathLike) else "the picture"
+    name = _name(source)
     try:
         with warnings.catch_warnings():
             # Of many pixels (our own bound is stricter) and of odd metadata (they do not matter).
@@ -66,14 +96,16 @@ def open_image(source: ImageSource) -> Image.Image:
             if isinstance(source, Image.Image):
                 rgb = _to_rgb(source, name)
                 return rgb.copy() if rgb is source else rgb  # theirs may be closed or drawn upon
-            if isinstance(source, np.ndarray):
-                return _to_rgb(Image.fromarray(_to_uint8(source, name)), name)
+            array = _array(source)
+            if array is not None:
+                return _to_rgb(Image.fromarray(_to_uint8(array, name)), name)
             with _open(source, name) as image:
                 return _to_rgb(image, name)
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"no picture at {name}") from None
+        hint = " (a URL: download the picture and give its file)" if "://" in name else ""
+        raise DataError(f"no picture at {name}{hint}") from None
     except IsADirectoryError:
         raise DataError(f"{name} is a folder, not a picture") from None
     except PermissionError:
@@ -85,17 +117,95 @@ def open_image(source: ImageSource) -> Image.Image:
     except Exception as error:
         # Pillow's decoders raise nearly anything for damaged files: OSError, SyntaxError,
         # ValueError, struct.error, RuntimeError ...
-        raise DataError(f"{name} cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{name} cannot be read: {reason}") from error
 
 
-def _open(source: str | PathLike[str] | bytes, name: str) -> Image.Image:
+def _name(source: Any) -> str:
+    """What to call a picture in an error: its path where it has one."""
+    if not isinstance(source, str | PathLike):
+        source = getattr(source, "name", None)  # of a file object
+    return os.fsdecode(source) if isinstance(source, str | PathLike) else "the picture"
+
+
+def _array(source: Any) -> npt.NDArray[np.generic] | None:
+    """Arrays and tensors as (H, W) or (H, W, C); None for everything else."""
+    if isinstance(source, np.ndarray):
+        return source
+    torch = sys.modules.get("torch")  # who hands in a tensor has imported it
+    if torch is None or not isinstance(source, torch.Tensor):
+        return np.asarray(source) if hasattr(source, "__array__") else None
+    tensor = source.detach().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.float()  # numpy has no bfloat16
+    if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4):
+        tensor = tensor.permute(1, 2, 0)
+    array: npt.NDArray[np.generic] = tensor.numpy()
+    return array
+
+
+def _open(source: Any, name: str) -> Image.Image:
     """Read the header only; the pixels follow when they are asked for."""
-    stream = io.BytesIO(source) if isinstance(source, bytes) else Path(source)
-    empty = not source if isinstance(stream, io.BytesIO) else stream.stat().st_size == 0
-    if empty:
+    stream: io.BytesIO | Path
+    if isinstance(source, bytes | bytearray | memoryview):
+        stream = io.BytesIO(source)
+    elif isinstance(source, io.TextIOBase):
+        raise DataError(f'{name} is open as text; open it with mode "rb"')
+    elif hasattr(source, "read"):
+        if hasattr(source, "seekable") and source.seekable():
+            source.seek(0)  # Pillow does the same: who has just written it stands at its end
+        stream = _content(source, name)
+    elif isinstance(source, str | PathLike):
+        stream = Path(os.fsdecode(source))
+        mode = stream.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a pipe
+            with stream.open("rb") as pipe:
+                stream = _content(pipe, name)
+    else:
+        raise DataError(
+            f"{type(source).__name__} is not a type of picture; give a path, bytes, a file object, "
+            "a PIL image, an array or a tensor"
+        )
+    if (stream.stat().st_size if isinstance(stream, Path) else len(stream.getbuffer())) == 0:
         raise DataError(f"{name} is empty (0 bytes)")
     Image.init()  # fills Image.OPEN; an older Pillow lacks AVIF
-    return Image.open(stream, formats=[format for format in FORMATS if format in Image.OPEN])
+    try:
+        return Image.open(stream, formats=[format for format in FORMATS if format in Image.OPEN])
+    except UnidentifiedImageError:
+        if not _is_heif(stream):
+            raise
+    _register_heif(name)
+    return Image.open(stream, formats=["HEIF"])
+
+
+def _content(stream: IO[bytes], name: str) -> io.BytesIO:
+    content = stream.read(MAX_BYTES + 1)
+    if not isinstance(content, bytes):
+        raise DataError(f"{name} gave {type(content).__name__} when read; it must give bytes")
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{name} holds more than {MAX_BYTES // 10**6} MB; shrink it")
+    return io.BytesIO(content)
+
+
+def _is_heif(stream: io.BytesIO | Path) -> bool:
+    if isinstance(stream, Path):
+        with stream.open("rb") as file:
+            head = file.read(64)
+    else:
+        head = bytes(stream.getbuffer()[:64])
+    return head[4:8] == b"ftyp" and any(brand in head[8:] for brand in _HEIF_BRANDS)
+
+
+def _register_heif(name: str) -> None:
+    if "HEIF" in Image.OPEN:
+        return
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        raise DataError(
+            f"{name} is a HEIC picture, and pillow-heif is not installed: pip install pillow-heif"
+        ) from None
+    register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
 
 def _too_large(name: str, size: tuple[int, int] | None = None) -> str:
@@ -110,11 +220,13 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.width == 0 or image.height == 0:
         raise DataError(f"{name} has no pixels")
     image.load()
+    white = _white(image)
     turn = _UPRIGHT.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
     if image.mode.startswith(("I", "F")):
-        image = Image.fromarray(_to_uint8(np.asarray(image), name))
+        kind = f"mode {image.mode}"
+        image = Image.fromarray(_scaled(np.asarray(image), white, kind, name))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
@@ -130,38 +242,51 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _white(image: Image.Image) -> float:
+    """The value of white in a grey picture of mode I;16, I or F, by its file's type."""
+    if image.mode.startswith("I;16"):
+        bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]  # 12 in some TIFFs
+        return float(2**bits - 1)
+    if image.mode == "I":
+        return 65535.0 if image.format in ("PNG", "PPM") else 255.0
+    # Files of floats hold 0 to 1. Pillow's own mode F, that of a conversion, holds 0 to 255.
+    return 1.0 if image.format in ("TIFF", "PPM") else 255.0
+
+
 def _to_uint8(array: npt.NDArray[np.generic], name: str) -> npt.NDArray[np.uint8]:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise DataError(f"{name} has shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4)")
+        hint = ""
+        if array.ndim == 3 and array.shape[0] in (1, 3, 4):
+            hint = "; move the channels to the end"
+        elif array.ndim == 4:
+            hint = "; give one picture at a time"
+        raise DataError(
+            f"{name} has shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4){hint}"
+        )
     if array.size == 0:
         raise DataError(f"{name} has no pixels")
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array, dtype=np.uint8)
     if array.dtype == bool:
         return array.astype(np.uint8) * np.uint8(255)
-    values = np.nan_to_num(array.astype(np.float32))
-    if np.issubdtype(array.dtype, np.floating):
-        scale = 255.0 if values.max() <= 1.0 else 1.0
-    else:
-        scale = 1.0 if values.max() <= 255 else 255 / 65535
-    return (values * scale).clip(0, 255).round().astype(np.uint8)
+    if array.dtype.kind not in "iuf":
+        raise DataError(f"{name} is of type {array.dtype}; give uint8, uint16 or float in 0 to 1")
+    white = 1.0 if array.dtype.kind == "f" else 65535.0 if array.dtype == np.uint16 else 255.0
+    return _scaled(array, white, str(array.dtype), name)
 
 
-def find_pictures(sources: Sequence[str | Path], recursive: bool = False) -> list[Path]:
-    """Picture files among `sources` and in the folders among them, folders in order of name.
-
-    Raises DataError for a path that does not exist. A file that is named is taken as it is; of a
-    folder only files with a picture's suffix.
-    """
-    found: list[Path] = []
-    for source in map(Path, sources):
-        if source.is_dir():
-            inside = source.rglob("*") if recursive else source.iterdir()
-            found += sorted(p for p in inside if p.suffix.lower() in SUFFIXES and p.is_file())
-        elif source.exists():
-            found.append(source)
-        else:
-            raise DataError(f"no picture or folder at {source}")
-    return found
+def _scaled(array: npt.NDArray[Any], white: float, kind: str, name: str) -> npt.NDArray[np.uint8]:
+    """Values of 0 to `white` as 0 to 255; raises DataError where they cannot be on that scale."""
+    values = np.nan_to_num(array.astype(np.float32), posinf=np.inf, neginf=-np.inf)
+    least, most = float(values.min()), float(values.max())
+    slack = white / 2 if array.dtype.kind == "f" else 0.0
+    # Nearly black throughout: that is a picture in 0 to 1, made into Pillow's mode F as it was.
+    too_dark = kind == "mode F" and white == 255 and 0 < most <= 1
+    if least < -slack or most > white + slack or too_dark:
+        raise DataError(
+            f"{name} holds values from {least:g} to {most:g}, but {kind} is read as 0 to "
+            f"{white:g}; bring them to that range"
+        )
+    return (values * (255 / white)).clip(0, 255).round().astype(np.uint8)

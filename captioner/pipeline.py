@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import islice
+from numbers import Real
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,16 @@ from PIL import Image
 
 from captioner.checkpoint import Checkpoint
 from captioner.config import DecodeConfig
+from captioner.device import choose_device
 from captioner.encoder import Encoder
-from captioner.ensemble import load_members, looking, members, writer
-from captioner.errors import ConfigError
+from captioner.ensemble import attends, load_members, looking, members, writer
+from captioner.errors import CheckpointError, ConfigError, DataError
 from captioner.images import ImageSource, open_image
 from captioner.search import Hypothesis, search
 from captioner.vocabulary import joined
+
+SAMPLING = ("temperature", "top_k", "top_p", "seed")  # settings that a search does not have
+SEARCHING = ("beam_size",)  # settings that sampling does not have
 
 
 @dataclass(frozen=True)
@@ -41,14 +48,21 @@ class Captioner:
     """A decoder with its encoder, or an ensemble of them, made by `load`.
 
     Members of an ensemble with the same encoder share it; `checkpoint` is the first of them.
+    Raises ConfigError if the device cannot be used.
     """
 
     def __init__(
         self, checkpoint: Checkpoint | Sequence[Checkpoint], device: torch.device | str = "cpu"
     ):
-        self._members = members(checkpoint)
+        given = [checkpoint] if isinstance(checkpoint, Checkpoint) else checkpoint
+        if not isinstance(given, Sequence) or not all(isinstance(c, Checkpoint) for c in given):
+            raise CheckpointError(
+                f"checkpoint is {checkpoint!r:.60}; Captioner takes a loaded Checkpoint, "
+                "captioner.load the path of one"
+            )
+        self._members = members(given)
         self.checkpoint = self._members[0]
-        self.device = torch.device(device)
+        self.device = choose_device(device)
         self._encoders = {
             member.encoder: Encoder(member.encoder, member.encoder_state).to(self.device)
             for member in {member.encoder: member for member in self._members}.values()
@@ -60,43 +74,77 @@ class Captioner:
         self.vocabulary = self.checkpoint.vocabulary
 
     @property
+    def attends(self) -> bool:
+        """Whether captions come with attention."""
+        return attends(self._members)
+
+    @property
     def decode(self) -> DecodeConfig:
         """The search settings used when nothing else is asked for."""
         return self.checkpoint.decode
 
     def caption(self, picture: ImageSource, **settings: Any) -> Caption:
-        """The best caption of a picture: a path, encoded bytes, a PIL image or an array.
+        """Return the best caption of a picture, given as anything that `open_image` reads.
 
+        A picture is a path, encoded bytes, a binary file object, a PIL image, an array or a tensor.
         settings are fields of DecodeConfig, such as beam_size=3 or sample=True, top_p=0.9.
-        Raises DataError if it is not a readable picture, ConfigError for a wrong setting.
+        Raises DataError if it is not a readable picture, ConfigError for a wrong setting and for
+        one without effect: beam_size with sample, temperature, top_k, top_p or seed without.
         """
         return self.captions(picture, **{"captions": 1, **settings})[0]
 
     def captions(self, picture: ImageSource, **settings: Any) -> list[Caption]:
-        """Several captions of a picture, best first: as many as `captions` (default: the beam)."""
-        decode = self._decode(settings)
+        """Return several captions, best first: as many as `captions` (default: the beam size)."""
+        decode = changed(self.decode, settings)
         if "captions" not in settings and not decode.sample:
             decode = replace(decode, captions=decode.beam_size)
         return self.search([picture], decode)[0]
 
     def caption_many(
         self, pictures: Iterable[ImageSource], *, batch_images: int = 16, **settings: Any
-    ) -> Iterator[Caption]:
-        """The best caption of each picture, in order, computed a batch at a time."""
-        decode = replace(self._decode(settings), captions=1)
-        source = iter(pictures)
-        while batch := list(islice(source, batch_images)):
-            for captions in self.search(batch, decode):
-                yield captions[0]
+    ) -> Iterator[Caption | DataError]:
+        """Yield the best caption of each picture, in order, computed a batch at a time.
+
+        In the place of a picture that cannot be read its DataError is yielded, not raised: one bad
+        picture costs itself, and `zip(paths, model.caption_many(paths))` stays in step.
+        Raises ConfigError, when called, for wrong settings.
+        """
+        if _is_one_picture(pictures) or not isinstance(pictures, Iterable):
+            raise ConfigError(
+                f"pictures is one {type(pictures).__name__}; caption_many takes a list of pictures"
+            )
+        batch_size = _whole("batch_images", batch_images)
+        if batch_size < 1:
+            raise ConfigError(f"batch_images is {batch_size}; it must be >= 1")
+        decode = changed(self.decode, {**settings, "captions": 1})
+        return self._caption_batches(iter(pictures), batch_size, decode)
+
+    def _caption_batches(
+        self, source: Iterator[ImageSource], batch_size: int, decode: DecodeConfig
+    ) -> Iterator[Caption | DataError]:
+        while batch := list(islice(source, batch_size)):
+            opened = [_opened(picture) for picture in batch]
+            images = [image for image in opened if isinstance(image, Image.Image)]
+            captions = iter(self.search(images, decode) if images else ())
+            for image in opened:
+                yield image if isinstance(image, DataError) else next(captions)[0]
 
     def seen(self, picture: ImageSource) -> Image.Image:
         """The upright RGB part of a picture that the encoder sees; attention lies over this."""
         return self.encoder.seen(open_image(picture))
 
     @torch.inference_mode()
-    def search(self, pictures: list[ImageSource], decode: DecodeConfig) -> list[list[Caption]]:
-        """Captions of each picture of one batch, best first."""
+    def search(self, pictures: Sequence[ImageSource], decode: DecodeConfig) -> list[list[Caption]]:
+        """Return captions of each picture of one batch, best first."""
         images = [open_image(picture) for picture in pictures]
+        # In float32 whatever surrounds the call: searches compare log-probabilities.
+        with torch.autocast(self.device.type, enabled=False):
+            found = self._search(images, decode)
+        return [[self._caption(hypothesis) for hypothesis in group] for group in found]
+
+    def _search(
+        self, images: Sequence[Image.Image], decode: DecodeConfig
+    ) -> list[list[Hypothesis]]:
         features = {
             config: encoder(torch.stack([encoder.preprocess(i) for i in images]).to(self.device))
             for config, encoder in self._encoders.items()
@@ -104,8 +152,7 @@ class Captioner:
         own = [features[member.encoder] for member in self._members]  # (B, L, D) each
         memory, state = self.decoder.start(*own)
         step = partial(self.decoder.step, memory)
-        found = search(step, state, decode, self.vocabulary.bad_endings())
-        return [[self._caption(hypothesis) for hypothesis in group] for group in found]
+        return search(step, state, decode, self.vocabulary.bad_endings())
 
     def _caption(self, hypothesis: Hypothesis) -> Caption:
         words = tuple(self.vocabulary.decode(hypothesis.tokens))
@@ -115,19 +162,82 @@ class Captioner:
             attention = hypothesis.attention.float().numpy().reshape(len(words), side, side)
         return Caption(joined(words), words, hypothesis.score, attention)
 
-    def _decode(self, settings: dict[str, Any]) -> DecodeConfig:
-        known = [field.name for field in fields(DecodeConfig)]
-        unknown = sorted(set(settings) - set(known))
-        if unknown:
-            raise ConfigError(f"no setting {unknown[0]!r}; known are {', '.join(known)}")
-        return replace(self.decode, **settings)
-
 
 def load(path: Path | str | Sequence[Path | str], device: torch.device | str = "cpu") -> Captioner:
-    """A Captioner from a checkpoint folder or a Hugging Face Hub id; of several, their ensemble.
+    """Return a Captioner of a checkpoint folder or Hugging Face Hub id; of several, their ensemble.
 
+    `device` "auto" takes a GPU if there is one.
     Raises CheckpointError when there is none, it is damaged or of another version, or the members
-    of an ensemble do not have the same vocabulary.
+    of an ensemble do not have the same vocabulary; ConfigError if the device cannot be used.
     """
-    paths = [path] if isinstance(path, Path | str) else path
+    paths = [path] if isinstance(path, str | PathLike) else path
+    if not isinstance(paths, Sequence) or not all(isinstance(p, str | PathLike) for p in paths):
+        raise CheckpointError(f"checkpoint is {path!r:.60}; give a folder or a Hub id")
+    device = choose_device(device)  # before the slow part
     return Captioner(load_members(paths), device)
+
+
+def changed(decode: DecodeConfig, settings: Mapping[str, Any]) -> DecodeConfig:
+    """Return `decode` with other settings, whose numbers may be numpy's.
+
+    Raises ConfigError for one that does not exist, of the wrong type, impossible or without effect.
+    """
+    default = DecodeConfig()
+    known = {field.name: type(getattr(default, field.name)) for field in fields(DecodeConfig)}
+    given = {}
+    for name, value in settings.items():
+        if name not in known:
+            raise ConfigError(f"no setting {name!r}; known are {', '.join(known)}")
+        given[name] = _READ[known[name]](name, value)
+    sample = given.get("sample", decode.sample)
+    idle = [name for name in (SEARCHING if sample else SAMPLING) if name in given]
+    if idle:
+        name, value = idle[0], given[idle[0]]
+        found, remedy = (
+            ("sampled, not searched", "set sample to false (--no-sample)")
+            if sample
+            else ("searched, not sampled", "set sample (--sample)")
+        )
+        raise ConfigError(
+            f"{name} is {value!r}, but the captions are {found}; {remedy} or leave {name} out"
+        )
+    if not -(2**63) <= given.get("seed", 0) < 2**64:
+        raise ConfigError(f"seed is {given['seed']}; it must have at most 64 bits")
+    return replace(decode, **given)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        if not isinstance(value, bool | np.bool_):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise ConfigError(f"{name} is {value!r:.40}; it must be a whole number")
+
+
+def _number(name: str, value: Any) -> float:
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return float(value)
+    raise ConfigError(f"{name} is {value!r:.40}; it must be a number")
+
+
+def _truth(name: str, value: Any) -> bool:
+    if isinstance(value, bool | np.bool_):
+        return bool(value)
+    raise ConfigError(f"{name} is {value!r:.40}; it must be True or False")
+
+
+_READ: dict[type, Callable[[str, Any], Any]] = {int: _whole, float: _number, bool: _truth}
+
+
+def _is_one_picture(pictures: object) -> bool:
+    kinds = (str, PathLike, bytes, bytearray, memoryview, Image.Image)
+    dimensions = getattr(pictures, "ndim", 4)  # a batch of arrays has four
+    return isinstance(pictures, kinds) or hasattr(pictures, "read") or dimensions < 4
+
+
+def _opened(picture: ImageSource) -> Image.Image | DataError:
+    try:
+        return open_image(picture)
+    except DataError as error:
+        return error

@@ -18,6 +18,7 @@ from captioner.checkpoint import Checkpoint, load, load_state, save_state
 from captioner.config import Config, EncoderConfig, TrainConfig
 from captioner.data import CaptionDataset, joint_vocabulary
 from captioner.decoder import Decoder, make_decoder
+from captioner.device import choose_device
 from captioner.encoder import Encoder
 from captioner.errors import ConfigError
 from captioner.photographs import Photographs
@@ -231,19 +232,6 @@ def make_optimizer(settings: TrainConfig, network: nn.Module) -> torch.optim.Opt
         weight_decay=settings.weight_decay,
         fused=rest[0].device.type in ("cpu", "cuda"),
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` takes a GPU if there is one; raises ConfigError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {name!r} cannot be used: {reason}") from None
-    return device
 
 
 def _make_folder(out: Path) -> None:

@@ -166,7 +166,7 @@ def test_a_broken_picture_is_named_without_its_folder(model, broken):
 
 @pytest.mark.parametrize("picture", [None, "photo.jpg", {"path": "photo.jpg"}, {"meta": "x"}, 7])
 def test_a_picture_that_gradio_did_not_check_is_not_opened(model, picture):
-    with pytest.raises(DataError, match=r"no picture yet|was not uploaded"):
+    with pytest.raises(DataError, match=r"no picture yet|was not uploaded|picture is text"):
         Service(model).answer(picture, Request(**USUAL))
 
 
@@ -234,6 +234,34 @@ def test_the_api_says_what_is_wrong(client, photo, broken):
         client.predict(handle_file(broken), api_name="/caption")
     with pytest.raises(exceptions.AppError, match="beam_size is 99; it must be a whole number"):
         client.predict(handle_file(photo), beam_size=99, api_name="/caption")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        (
+            "http://127.0.0.1:9/x.jpg",
+            r"http://127\.0\.0\.1:9/x\.jpg cannot be downloaded: .*; upload",
+        ),
+        ("https://nowhere.invalid/x.jpg", "https://nowhere.invalid/x.jpg cannot be downloaded: "),
+    ],
+)
+def test_a_url_that_cannot_be_fetched_is_an_error_that_says_so(client, place, message, capfd):
+    from gradio_client import exceptions, handle_file
+
+    with pytest.raises(exceptions.AppError, match=message):
+        client.predict(handle_file(place), api_name="/caption")
+    with pytest.raises(exceptions.AppError, match=r"the picture is text; .*handle_file"):
+        client.predict(place, api_name="/caption")
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("sample", "idle"), [(False, {"temperature", "top_p", "seed"}),
+                                              (True, {"beam_size"})])  # fmt: skip
+def test_settings_without_effect_are_not_handed_on(sample, idle):
+    request = Request(**{**USUAL, "sample": sample})
+    assert USUAL.keys() - request.settings().keys() == idle
 
 
 @pytest.mark.slow

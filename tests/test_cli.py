@@ -1,7 +1,9 @@
 """The commands: what they print, and one line and exit code 1 for whatever goes wrong."""
 
+import dataclasses
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import CAPTIONS, MODEL
+from tiny import CAPTIONS, MODEL, write_checkpoint
 
 import captioner
 from captioner.arguments import exit_code
@@ -209,6 +211,181 @@ def test_the_python_api_of_the_readme(untrained):
         model.caption("gone.jpg")
     with pytest.raises(CheckpointError):
         captioner.load("gone")
+
+
+# Options that would do nothing
+
+
+@pytest.mark.parametrize("option", ["--temperature", "--top-k", "--top-p", "--seed"])
+def test_an_option_of_sampling_is_refused_where_nothing_is_sampled(option, untrained, capsys):
+    told = fails(capsys, "caption", CAT, "--checkpoint", untrained, option, "1")
+    name = option.strip("-").replace("-", "_")
+    assert told.startswith(f"error: {name} is 1")
+    assert told.endswith(f"set sample (--sample) or leave {name} out")
+
+
+def test_a_beam_is_refused_where_captions_are_sampled(untrained, capsys, tmp_path):
+    common = ["caption", CAT, "--checkpoint", untrained, "--beam-size", "2"]
+    assert "set sample to false (--no-sample)" in fails(capsys, *common, "--sample")
+    sampling = load(untrained)
+    save(dataclasses.replace(sampling, decode=DecodeConfig(sample=True)), tmp_path / "sampling")
+    common[3] = tmp_path / "sampling"
+    assert "set sample to false (--no-sample)" in fails(capsys, *common)
+    assert main([*map(str, common), "--no-sample"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "message"),
+    [
+        ("evaluate", ["--images", "x"], "--images is for the report; add --report"),
+        ("evaluate", ["--corenlp", "x"], "--corenlp is for SPICE; add it to --metrics"),
+        ("evaluate", ["--limit", "-1"], "--limit is -1"),
+        ("score", ["--images", "x"], "--images is for the report; add --report"),
+    ],
+)
+def test_an_option_without_its_companion_is_refused(command, options, message, capsys):
+    needed = ["--data", "d"] if command == "evaluate" else ["--references", "r"]
+    assert message in fails(capsys, command, "x", *needed, *options)
+
+
+# Outputs
+
+
+@pytest.mark.parametrize(
+    ("names", "sheets"),
+    [
+        (["a.jpg", "b.jpg"], ["a.png", "b.png"]),
+        (["a.jpg", "a.png", "b.png"], ["a.jpg.png", "a.png.png", "b.png.png"]),
+        (["a/x.jpg", "b/x.jpg", "c.jpg"], ["a/x.png", "b/x.png", "c.png"]),
+        (["a/x.jpg", "a/X.jpg", "b/x.png"], ["1-X.png", "2-x.png", "3-x.png"]),
+        (["a/x.jpg", "a/x.png", "b/x.png"], ["a/x.jpg.png", "a/x.png.png", "b/x.png.png"]),
+    ],
+)
+def test_every_image_has_an_attention_sheet_of_its_own(
+    names, sheets, untrained, capsys, tmp_path, paint
+):
+    paint(tmp_path / "in", *names)
+    if len(list((tmp_path / "in").rglob("*.*"))) < len(names):
+        pytest.skip("this file system does not tell upper from lower case")
+    arguments = ["caption", tmp_path / "in", "--recursive", "--checkpoint", untrained]
+    arguments += ["--beam-size", "1", "--max-words", "1", "--attention", tmp_path / "out"]
+    assert main([str(argument) for argument in arguments]) == 0
+    drawn = sorted(path for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert [path.relative_to(tmp_path / "out").as_posix() for path in drawn] == sorted(sheets)
+
+
+def test_one_image_and_a_folder_for_its_sheet(untrained, capsys, tmp_path):
+    arguments = ["caption", CAT, "--checkpoint", str(untrained), "--attention", str(tmp_path)]
+    assert main(arguments) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["chelsea.png"]
+
+
+def test_outputs_that_would_overwrite_each_other_are_refused_before_the_work(
+    untrained, capsys, tmp_path, paint
+):
+    paint(tmp_path, "1.png", "x/1.png", "y/7.jpg", "y/7.bmp", "z/cat.jpg")
+    common = ["caption", "--checkpoint", untrained]
+    both = [*common, tmp_path / "1.png", tmp_path / "x" / "1.png"]
+    refused = {
+        "have the same image id 1": [*both, "--results", tmp_path / "r.json"],
+        "--attention: ": [*common, tmp_path / "1.png", "--attention", tmp_path / "1.png"],
+        "7.bmp.png is also the file of --results": [
+            *common, tmp_path / "y" / "7.bmp", "--results", tmp_path / "7.bmp.png",
+            "--attention", tmp_path / "7.bmp.png",
+        ],
+        "it is a folder; give a file": [*common, tmp_path / "1.png", "--results", tmp_path / "x"],
+        "1.png is not a folder": [*both, "--attention", tmp_path / "1.png"],
+        "File name too long": [*common, tmp_path / "1.png", "--attention", "x" * 300],
+        "cannot write": ["score", "r", "--references", "s", "--report", "x" * 300],
+        "is also the file of --out": [
+            "evaluate", untrained, "--data", "d", "--out", tmp_path / "o", "--report",
+            tmp_path / "x" / ".." / "o",
+        ],
+        "is also what is read": ["score", "r", "--references", "s", "--report", "s"],
+    }  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    for message, arguments in refused.items():
+        assert message in fails(capsys, *arguments)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_second_run_into_the_folder_of_the_images_spares_them(untrained, capsys, tmp_path, paint):
+    paint(tmp_path, "x.jpg", "y.jpg")
+    arguments = ["caption", tmp_path, "--checkpoint", untrained, "--attention", tmp_path]
+    assert main([str(argument) for argument in arguments]) == 0
+    sheet = (tmp_path / "x.png").read_bytes()
+    main([str(argument) for argument in arguments])
+    assert (tmp_path / "x.png").read_bytes() == sheet
+
+
+def test_a_decoder_without_attention_says_so_before_the_work(capsys, tmp_path):
+    folder = write_checkpoint(tmp_path / "checkpoint", "show_tell")
+    told = fails(capsys, "caption", CAT, "--checkpoint", folder, "--attention", tmp_path / "a.png")
+    assert "decoder has no attention" in told
+
+
+# Names and folders
+
+
+def test_what_a_folder_holds_beside_images_is_counted(untrained, capsys, tmp_path, paint):
+    paint(tmp_path, "a.jpg", "b.avif", "c.jp2")
+    for name in ("notes.txt", "._a.jpg"):
+        (tmp_path / name).touch()
+    assert main(["caption", str(tmp_path), "--checkpoint", str(untrained)]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 3
+    assert captured.err.startswith("skipped 2 files: 1 ")
+
+
+def test_one_bad_name_does_not_cost_the_others(untrained, capsys, tmp_path, paint):
+    paint(tmp_path, "a.jpg")
+    bad = [tmp_path / "gone.jpg", "x" * 300]
+    arguments = ["caption", *bad, tmp_path / "a.jpg", "--checkpoint", untrained]
+    assert main([str(argument) for argument in arguments]) == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 1
+    assert [line.split(":")[0] for line in captured.err.splitlines()] == ["error", "error"]
+
+
+def test_names_reach_no_terminal_raw_and_need_no_encoding(untrained, tmp_path, paint):
+    paint(tmp_path, "caf\xe9.jpg", "red\x1b[31m.jpg")
+    try:
+        (tmp_path / "caf\udce9.jpg").write_bytes((tmp_path / "caf\xe9.jpg").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    (tmp_path / "bad\x1b[31m.jpg").write_text("not a picture")
+    done = subprocess.run(
+        [sys.executable, "-m", "captioner.cli", "caption", str(tmp_path), "--checkpoint",
+         str(untrained)],
+        capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    lines = done.stdout.decode("ascii").splitlines()
+    shown = [line.split(": ")[0].removeprefix(f"{tmp_path}{os.sep}") for line in lines]
+    assert shown == ["caf\\udce9.jpg", "caf\\xe9.jpg", "red\\x1b[31m.jpg"] or shown == [
+        "caf\\xe9.jpg", "caf\\udce9.jpg", "red\\x1b[31m.jpg"
+    ]  # fmt: skip
+    assert done.stderr.decode("ascii").startswith(f"error: {tmp_path}{os.sep}bad\\x1b[31m.jpg")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no /dev/stdin")
+def test_a_picture_comes_through_a_pipe_and_is_drawn(untrained, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "captioner.cli", "caption", "-", "--checkpoint", str(untrained),
+         "--attention", str(tmp_path / "look.png")],
+        input=Path(CAT).read_bytes(), capture_output=True, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert (tmp_path / "look.png").is_file()
+
+
+def test_a_file_in_place_of_prepared_data_is_refused(untrained, capsys, tmp_path):
+    file = tmp_path / "file"
+    file.touch()
+    assert "is a file; give the folder" in fails(capsys, "evaluate", untrained, "--data", file)
+    told = fails(capsys, "train", "--data", file, "--out", tmp_path / "out")
+    assert "is a file; give the folder" in told
 
 
 # How all commands end

@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import re
 import struct
 import subprocess
 import sys
+import threading
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageCms
+from pillow_heif import register_heif_opener
 
+from captioner.collect import find_images
 from captioner.errors import DataError
-from captioner.images import MAX_PIXELS, open_image
+from captioner.images import FORMATS, MAX_PIXELS, SUFFIXES, open_image
+
+register_heif_opener()  # to write such files
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 
@@ -36,6 +44,18 @@ def png_header(width: int, height: int) -> bytes:
     )
 
 
+def twelve_bit_tiff(value: int) -> bytes:
+    """Two grey pixels of twelve bits, packed."""
+    pixels = ((value << 12) | value).to_bytes(3, "big")
+    tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1),
+            (279, 3)]  # fmt: skip
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, number) for tag, number in tags)
+    return (
+        struct.pack("<2sHI", b"II", 42, 12) + pixels + b"\0" + struct.pack("<H", len(tags))
+        + entries + bytes(4)
+    )  # fmt: skip
+
+
 def assert_close(found: object, expected: tuple[int, ...], within: int = 6) -> None:
     assert np.abs(np.subtract(found, expected)).max() <= within, f"{found} is not {expected}"
 
@@ -51,7 +71,10 @@ def photo() -> Image.Image:
 # --- good pictures ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize(
+    "kind",
+    ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "MPO", "HEIF"],
+)
 def test_a_picture_of_each_common_format_is_read_from_a_file(tmp_path, photo, kind):
     path = tmp_path / "photo"  # the name does not matter, the content does
     path.write_bytes(encoded(photo, kind))
@@ -66,6 +89,54 @@ def test_a_path_a_string_bytes_an_image_and_an_array_give_the_same_picture(tmp_p
     photo.save(path)
     for source in (path, str(path), path.read_bytes(), photo, np.asarray(photo)):
         assert open_image(source).tobytes() == photo.tobytes()
+
+
+def test_file_objects_and_whatever_holds_bytes_give_the_same_picture(tmp_path, photo):
+    path = tmp_path / "photo.png"
+    photo.save(path)
+    content = path.read_bytes()
+    just_written = io.BytesIO()
+    photo.save(just_written, "PNG")  # stands at its end
+    with path.open("rb") as file:
+        for source in (bytearray(content), memoryview(content), just_written, file):
+            assert open_image(source).tobytes() == photo.tobytes()
+
+
+def test_tensors_with_channels_first_or_last_give_the_same_picture(photo):
+    last = torch.from_numpy(np.array(photo))
+    first = last.permute(2, 0, 1)
+    for tensor in (last, first, first.long(), first / 255, (first / 255).requires_grad_()):
+        assert open_image(tensor).tobytes() == photo.tobytes()
+    assert open_image((first / 255).bfloat16()).tobytes() == photo.tobytes()  # 0 and 1 only
+    assert open_image(first[:1]).getpixel((20, 3)) == WHITE  # the red channel as grey
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_read(tmp_path, photo):
+    pipe = tmp_path / "pipe.png"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(encoded(photo, "PNG"),), daemon=True)
+    writer.start()
+    assert open_image(pipe).tobytes() == photo.tobytes()
+    writer.join(10)
+
+
+@pytest.mark.parametrize("source", [None, 7, ["photo.jpg"], {"path": "photo.jpg"}])
+def test_another_type_is_refused_with_the_types_there_are(source):
+    with pytest.raises(DataError, match=r"is not a type of picture; give a path, bytes"):
+        open_image(source)
+
+
+def test_a_file_that_is_open_as_text_is_refused(tmp_path, photo):
+    path = tmp_path / "photo.png"
+    photo.save(path)
+    with path.open() as file, pytest.raises(DataError, match=r'photo\.png is open as text; .*"rb"'):
+        open_image(file)
+
+
+def test_a_url_is_not_taken_for_a_missing_file():
+    with pytest.raises(DataError, match="a URL: download the picture"):
+        open_image("https://example.org/photo.jpg")
 
 
 def test_a_cmyk_jpeg_is_read_in_its_colours(photo):
@@ -87,6 +158,50 @@ def test_a_big_endian_sixteen_bit_tiff_is_read(tmp_path):
     ramp = np.linspace(0, 65535, 64, dtype=">u2").reshape(8, 8)
     image = open_image(encoded(Image.frombytes("I;16B", (8, 8), ramp.tobytes()), "TIFF"))
     assert_close(image.getpixel((7, 7)), WHITE, 0)
+
+
+@pytest.mark.parametrize("most", [255, 256, 4095])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000", "object"])
+def test_the_file_says_what_is_white_and_not_its_brightest_pixel(kind, most):
+    """Sixteen bits: 255, 256 and 4095 are nearly black."""
+    ramp = np.linspace(0, most, 64, dtype=np.uint16).reshape(8, 8)
+    image = Image.fromarray(ramp)
+    if kind == "PPM":
+        source = b"P5 8 8 65535\n" + ramp.astype(">u2").tobytes()
+    else:
+        source = image if kind == "object" else encoded(image, kind)
+    assert_close(open_image(source).getpixel((7, 7)), (most * 255 / 65535,) * 3, 1)
+
+
+def test_a_twelve_bit_tiff_is_scaled_by_its_twelve_bits():
+    assert open_image(twelve_bit_tiff(4095)).getpixel((0, 0)) == WHITE
+    assert_close(open_image(twelve_bit_tiff(1024)).getpixel((0, 0)), (64,) * 3, 1)
+
+
+@pytest.mark.parametrize(("value", "grey"), [(0.5, 128), (1.0, 255), (1.01, 255), (0.0, 0)])
+def test_floats_are_zero_to_one_in_arrays_and_files(value, grey):
+    array = np.full((4, 5), value, np.float32)
+    tiff = io.BytesIO()
+    Image.fromarray(array).save(tiff, "TIFF")
+    for source in (array, array.astype(np.float64), tiff):
+        assert open_image(source).getpixel((2, 2)) == (grey,) * 3
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        (np.full((4, 5, 3), 255.0, np.float32), "255 to 255, but float32 is read as 0 to 1"),
+        (np.full((4, 5, 3), -2.1), "-2.1 to -2.1, but float64 is read as 0 to 1"),
+        (np.full((4, 5, 3), np.inf), "inf to inf, but float64"),
+        (np.full((4, 5, 3), 256), "256 to 256, but int64 is read as 0 to 255"),
+        (np.full((4, 5), -1, np.int16), "-1 to -1, but int16"),
+        (Image.fromarray(np.full((4, 5), 1.0, np.float32)), "but mode F is read as 0 to 255"),
+        (Image.fromarray(np.full((4, 5), 70000, np.int32)), "but mode I is read as 0 to 255"),
+    ],
+)  # fmt: skip
+def test_values_on_another_scale_are_refused_and_not_guessed(source, found):
+    with pytest.raises(DataError, match=re.escape(found) + r".*; bring them to that range"):
+        open_image(source)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "F", "I"])
@@ -118,7 +233,7 @@ def test_of_an_animation_the_first_frame_is_taken(kind):
     assert_close(open_image(moving).getpixel((8, 8)), RED)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_picture_turned_by_exif_is_brought_upright(photo, orientation, kind):
     photo.paste((0, 255, 0), (0, 0, 20, 15))  # no two orientations look alike
@@ -131,7 +246,7 @@ def test_a_picture_turned_by_exif_is_brought_upright(photo, orientation, kind):
         stored = stored.transpose(getattr(Image.Transpose, step))
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image = open_image(encoded(stored, kind, exif=exif))
+    image = open_image(encoded(stored, kind, exif=exif.tobytes()))
     assert image.size == photo.size
     for place in ((5, 5), (35, 5), (5, 25)):
         assert_close(image.getpixel(place), photo.getpixel(place), 12)
@@ -185,7 +300,7 @@ def test_no_file_is_left_open(tmp_path, photo):
         np.full((4, 5, 1), 255, np.uint8),
         np.full((4, 5, 3), 65535, np.uint16),
         np.full((4, 5, 3), 1.0),
-        np.full((4, 5, 3), 255.0, np.float32),
+        np.full((4, 5, 3), 255, np.int64),
         np.full((4, 5), True),
         np.full((5, 4, 3), 255, np.uint8).transpose(1, 0, 2),
     ],
@@ -238,7 +353,7 @@ def test_a_format_that_runs_other_programs_is_refused(photo):
         open_image(encoded(photo, "EPS"))
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "HEIF"])
 def test_a_truncated_picture_is_refused(kind):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     whole = encoded(Image.fromarray(noise), kind)
@@ -268,7 +383,7 @@ def test_an_impossible_path_is_refused(path):
         open_image(path)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "HEIF"])
 def test_random_damage_raises_nothing_but_data_errors(kind):
     rng = np.random.default_rng(1)
     whole = encoded(Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)), kind)
@@ -285,3 +400,76 @@ def test_a_text_file_named_jpg_is_refused_with_its_name(tmp_path):
     path.write_text("not a picture")
     with pytest.raises(DataError, match=r"notes\.jpg is not a picture"):
         open_image(path)
+
+
+# --- images in folders -----------------------------------------------------------------------
+
+
+def names(found, folder):
+    return [path.relative_to(folder).as_posix() for path in found.images]
+
+
+def test_every_suffix_of_a_format_that_can_be_read_counts_as_an_image():
+    Image.init()
+    known = {suffix for suffix, kind in Image.EXTENSION.items() if kind in {*FORMATS, "HEIF"}}
+    assert known <= SUFFIXES
+
+
+def test_a_folder_gives_its_images_and_says_what_it_left_out(tmp_path):
+    images = ["a.JPG", "b.avif", "c.jp2", "d.jfif", "e.jpe", "f.mpo", "g.heic"]
+    for name in [*images, "notes.txt", "more.txt", "README", "._a.jpg", ".DS_Store"]:
+        (tmp_path / name).touch()
+    (tmp_path / "folder.jpg").mkdir()
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    found = find_images([tmp_path])
+    assert names(found, tmp_path) == images
+    assert found.problems == []
+    assert found.skipped == {".txt": 2, "without a suffix": 1, "hidden": 1, "broken links": 1}
+    assert found.summary().startswith("skipped 5 files: 2 .txt, 1 ")
+    assert found.summary().endswith("; folders inside were not searched: 1; give --recursive")
+
+
+def test_links_to_folders_are_followed_and_no_loop_is_endless(tmp_path):
+    inside, outside = tmp_path / "album", tmp_path / "elsewhere"
+    for folder in (inside / "deep", outside):
+        folder.mkdir(parents=True)
+        (folder / "x.jpg").touch()
+    (inside / "away").symlink_to(outside)
+    (inside / "deep" / "back").symlink_to(inside)
+    (inside / "again").symlink_to(inside / "deep")
+    (inside / "itself").symlink_to(inside / "itself")
+    found = find_images([inside], recursive=True)
+    assert names(found, inside) == ["away/x.jpg", "deep/x.jpg"]
+    assert names(find_images([inside]), inside) == []
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
+def test_a_closed_folder_costs_itself(tmp_path):
+    for name in ("closed", "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x.jpg").touch()
+    (tmp_path / "closed").chmod(0)
+    try:
+        found = find_images([tmp_path, tmp_path / "closed" / "x.jpg"], recursive=True)
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+    assert names(found, tmp_path) == ["open/x.jpg"]
+    assert [str(error) for error in found.problems] == [
+        f"{tmp_path}/closed may not be read: check its permissions",
+        f"{tmp_path}/closed/x.jpg may not be read: check its permissions",
+    ]
+
+
+@pytest.mark.parametrize("name", ["gone.jpg", "x" * 300 + ".jpg", "a\0b.jpg", ""])
+def test_a_name_that_leads_nowhere_costs_itself(tmp_path, name, photo):
+    photo.save(tmp_path / "a.png")
+    found = find_images([name, tmp_path / "a.png"])
+    assert found.images == [tmp_path / "a.png"]
+    assert len(found.problems) == 1
+
+
+def test_errors_show_no_control_characters():
+    shown = str(
+        DataError("no picture at \x1b[31mred\n\u202ea\udcff \U0001f468\u200d\U0001f469 é.jpg")
+    )
+    assert shown == "no picture at \\x1b[31mred \\u202ea\\udcff \U0001f468\u200d\U0001f469 é.jpg"

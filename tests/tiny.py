@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from captioner.checkpoint import Checkpoint, save
 from captioner.config import Config, DecodeConfig, EncoderConfig, ModelConfig, TrainConfig
+from captioner.decoder import make_decoder
 from captioner.features import FeatureStore
 from captioner.vocabulary import Vocabulary
 from data_prep.build import write_json
@@ -60,3 +62,15 @@ def random_features(pictures: int, dtype: torch.dtype = torch.float64) -> torch.
     """Features (pictures, CELLS, DIM)."""
     generator = torch.Generator().manual_seed(3)
     return torch.randn(pictures, CELLS, DIM, generator=generator, dtype=dtype)
+
+
+def write_checkpoint(folder: Path, decoder: str = "show_attend_tell") -> Path:
+    """A checkpoint with random weights and a real CNN on small squares."""
+    torch.manual_seed(0)
+    words = Vocabulary.build(CAPTIONS, min_count=1)
+    shape = ModelConfig(decoder, embed_dim=8, hidden_dim=8, attention_dim=8)
+    made = make_decoder(shape, len(words), 1280)
+    encoder = EncoderConfig("efficientnet_lite0", image_size=96)
+    decode = DecodeConfig(beam_size=3, max_words=6)
+    save(Checkpoint(made, shape, encoder, decode, words, feature_dim=1280, grid=3), folder)
+    return folder

@@ -28,8 +28,8 @@ from benchmarks.memory.running import run_trials
 from benchmarks.memory.training import Check, Outcome, read_outcome
 from benchmarks.reporting import machine, short_note
 from captioner.arguments import SettingsParser, exit_code, picture
+from captioner.device import choose_device
 from captioner.errors import ConfigError
-from captioner.run import choose_device
 
 DESCRIPTION = """Tasks that need long memories: h-detach beside a plain LSTM and other networks.
 

@@ -17,8 +17,8 @@ from benchmarks.throughput.items import GPU_ITEMS, ITEMS
 from benchmarks.throughput.measure import Result, measure
 from benchmarks.throughput.report import as_json, draw, notes, table
 from captioner.arguments import Parser, exit_code, picture, positive
+from captioner.device import choose_device
 from captioner.errors import ConfigError
-from captioner.run import choose_device
 
 
 def main(argv: Sequence[str] | None = None) -> int:
