@@ -443,7 +443,7 @@ class HDetachLSTM(nn.LSTM):
             hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
         steps, batch = x.shape[:2]
         flat, _, (h, c) = self.run(x.flatten(0, 1), [batch] * steps, hx, blocked)
-        output = flat.unflatten(0, (steps, batch))
+        output = flat.view(steps, batch, self.hidden_size)
         if single:
             return output.squeeze(1), (h.squeeze(1), c.squeeze(1))
         return (output.transpose(0, 1) if self.batch_first else output), (h, c)
@@ -461,7 +461,7 @@ class HDetachLSTM(nn.LSTM):
         Returns hidden (rows, H) and, if asked for, c of every step (rows, H) of the last layer, and
         the last (h, c) of all layers.
         """
-        if parametrize.is_parametrized(self):
+        if "parametrizations" in self._modules:
             with parametrize.cached():  # one value of each weight for all steps
                 return self._run(x, batch_sizes, hx, blocked, with_cells)
         return self._run(x, batch_sizes, hx, blocked, with_cells)

@@ -328,6 +328,25 @@ def test_its_attributes_are_those_of_nn_lstm():
     assert "4, 6, num_layers=2, bias=False, dropout=0.5, detach_prob=0.0" in str(ours)
 
 
+class Counted(nn.Module):
+    """A parametrization that counts how often it is asked."""
+
+    calls = 0
+
+    def forward(self, weight):
+        self.calls += 1
+        return weight * 2
+
+
+@pytest.mark.parametrize("engine", ["fused", "segments", "definition"])
+def test_a_parametrized_weight_is_computed_once_a_pass(engine):
+    module, counted = build(HDetachLSTM, engine=engine), Counted()
+    parametrize.register_parametrization(module, "weight_hh_l0", counted)
+    counted.calls = 0
+    passes(module)
+    assert counted.calls == 1
+
+
 # --- errors ----------------------------------------------------------------------------------
 
 WRONG_SETTINGS = (
