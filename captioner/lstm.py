@@ -36,11 +36,13 @@ def draw_blocked(
 ) -> Tensor:
     """One Bernoulli(detach_prob) draw a time step for the whole mini-batch: bool (steps,).
 
-    True blocks the gradient through h[t-1]. Drawn on the CPU, so that a seed gives the same pattern
-    on every device.
+    True blocks the gradient through h[t-1]. Drawn on the CPU in float32 whatever torch's defaults,
+    so that a seed gives the same pattern everywhere; on another device if the generator is there.
     """
     _check_prob(detach_prob)
-    return torch.rand(steps, generator=generator) < detach_prob
+    device = "cpu" if generator is None else generator.device
+    drawn = torch.rand(steps, generator=generator, device=device, dtype=torch.float32)
+    return drawn < detach_prob
 
 
 def _check_prob(detach_prob: float) -> None:
@@ -299,7 +301,7 @@ def _torch_lstm(
         output, h, c = torch.lstm(x, states, weights, *settings, False)
         output = output.flatten(0, 1)
     else:
-        sizes = torch.tensor(batch_sizes)
+        sizes = torch.tensor(batch_sizes, device="cpu")
         output, h, c = torch.lstm(x, sizes, states, weights, *settings)
     return output, h.squeeze(0), c.squeeze(0)
 
@@ -328,8 +330,9 @@ class HDetachLSTM(nn.LSTM):
         engine: how a sequence is computed, always with the same values and gradients.
             "fused": one forward and one backward pass without a graph of steps.
             "segments": torch's own LSTM from each blocked step to the next, on a GPU cuDNN's.
-            "definition": step by step, as above; has second derivatives.
-            "auto": fused on a CPU, segments elsewhere.
+            "definition": step by step, as above.
+            "auto": fused on a CPU, segments elsewhere. Where torch transforms the code
+                (torch.func, torch.export, forward-mode derivatives) all are the definition.
 
     Shapes: input (T, B, I), (B, T, I) with batch_first, (T, I) or a PackedSequence; h and c
         (num_layers, B, H); output like the input with H in place of I.
@@ -385,7 +388,7 @@ class HDetachLSTM(nn.LSTM):
     def draw(self, steps: int) -> Tensor:
         """The blocked steps of one forward pass: bool (num_layers, steps); none in eval mode."""
         if not self._draws():
-            return torch.zeros(self.num_layers, steps, dtype=torch.bool)
+            return torch.zeros(self.num_layers, steps, dtype=torch.bool, device="cpu")
         if self.generator is not None and torch._C._current_graph_task_id() != -1:
             raise ConfigError(
                 "generator: torch.utils.checkpoint cannot repeat draws of a generator other than "

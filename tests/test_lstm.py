@@ -402,6 +402,13 @@ def test_draws_repeat_with_the_seed_and_have_the_right_share():
     first = draw_blocked(4000, 0.25, torch.Generator().manual_seed(7))
     again = draw_blocked(4000, 0.25, torch.Generator().manual_seed(7))
     assert torch.equal(first, again)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            again = draw_blocked(4000, 0.25, torch.Generator("cpu").manual_seed(7))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(first, again)
     assert 0.22 < first.float().mean() < 0.28
 
 

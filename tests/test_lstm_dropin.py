@@ -4,10 +4,12 @@ import copy
 import io
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, vmap
 from torch.nn.utils import parametrizations, parametrize, prune, rnn
@@ -269,6 +271,31 @@ def batch_first_packed(kind):
     return *rnn.pad_packed_sequence(output, True), h, c
 
 
+def another_default_device_and_type(kind):
+    module, x = build(kind), inputs(70, 200, I)
+    packed = rnn.pack_sequence([inputs(n, I) for n in (3, 2)])
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            return *passes(module, x), module(packed)[0].data
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def fake_tensors(kind):
+    with FakeTensorMode():
+        found = passes(build(kind), torch.empty(70, 200, I, dtype=torch.float64))
+    return [torch.tensor(part.shape) for part in found]
+
+
+def several_threads(kind):
+    module, x = build(kind), inputs(70, 200, I)
+    with ThreadPoolExecutor(4) as pool:
+        return [
+            part for found in pool.map(lambda _: passes(module, x), range(12)) for part in found
+        ]
+
+
 def truncated_in_time(kind):
     module, x, state, outputs = build(kind), inputs(), None, []
     for part in x.split(2):
@@ -304,7 +331,7 @@ USES = {
             shared_with_processes, other_precision_and_back, ensemble, weights_as_a_vector,
             weights_set_by_data, frozen_weights, evaluation_with_gradients, hooks, backward_twice,
             inference_then_training, odd_strides, small_sizes, batch_first_packed,
-            truncated_in_time,
+            truncated_in_time, another_default_device_and_type, fake_tensors, several_threads,
         )
     },
 }  # fmt: skip
