@@ -422,6 +422,7 @@ class HDetachLSTM(nn.LSTM):
             raise ConfigError(f"torch.jit.trace: {_CANNOT}")
         if isinstance(input, PackedSequence):
             batch_sizes = input.batch_sizes.tolist()
+            self._check(input.data, batch_sizes, hx)  # sorting would leave surplus states out
             if hx is not None and input.sorted_indices is not None:
                 hx = (hx[0][:, input.sorted_indices], hx[1][:, input.sorted_indices])
             output, _, (h, c) = self.run(input.data, batch_sizes, hx, blocked)

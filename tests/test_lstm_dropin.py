@@ -431,6 +431,13 @@ def test_inputs_that_nn_lstm_refuses_are_refused_with_the_same_kind_of_error(nam
     assert "; " in str(found.value)  # what was found, and what to do
 
 
+def test_states_of_a_larger_batch_than_an_unsorted_packed_one_are_refused():
+    """Here nn.LSTM itself takes the first of them."""
+    packed = rnn.pack_sequence([zeros(n, I) for n in (2, 3)], enforce_sorted=False)
+    with pytest.raises(RuntimeError, match=r"h: shape \(2, 8, 6\); give \(2, 2, 6\)"):
+        build(HDetachLSTM)(packed, (zeros(2, 8, H), zeros(2, 8, H)))
+
+
 @pytest.mark.parametrize("blocked", [torch.ones(1), torch.ones(T), torch.ones(3, T).bool()])
 def test_a_pattern_of_another_shape_or_type_is_refused(blocked):
     with pytest.raises(ConfigError, match=r"blocked: .* give torch.bool of shape \(5,\)"):
