@@ -12,7 +12,7 @@ import weakref
 from collections import defaultdict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _KEPT = 4  # of a size
 _SMALL = 1 << 17  # bytes; the allocator keeps such pieces itself
@@ -24,11 +24,14 @@ def reused(*shape: int, like: Tensor, dtype: torch.dtype | None = None) -> Tenso
     """An uninitialised tensor on the device of `like`; its memory is lent anew when it is gone."""
     dtype = dtype or like.dtype
     size = math.prod(shape) * dtype.itemsize
-    if like.device.type != "cpu" or size <= _SMALL:
+    plain = type(like) in (Tensor, nn.Parameter)  # not FakeTensor and the like
+    if like.device.type != "cpu" or size <= _SMALL or not plain:
         return torch.empty(shape, dtype=dtype, device=like.device)
     capacity = 1 << (size - 1).bit_length()  # untouched pages of the surplus cost nothing
-    spare = _spare[capacity]
-    memory = spare.pop() if spare else torch.empty(capacity, dtype=torch.uint8)
+    try:  # another thread may take the last one at any time
+        memory = _spare[capacity].pop()
+    except IndexError:
+        memory = torch.empty(capacity, dtype=torch.uint8, device="cpu")
     lent = memory.numpy()[:size]
     # The tensor's storage keeps this array alive: it dies with the last view of the tensor.
     weakref.finalize(lent, _take_back, memory).atexit = False

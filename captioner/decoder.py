@@ -102,8 +102,9 @@ class ShowTell(nn.Module):
         self.config = config
         self.image = Linear(dim, config.embed_dim)
         self.embed = nn.Embedding(vocabulary_size, config.embed_dim)
+        dropout = config.dropout if config.num_layers > 1 else 0.0  # between layers
         self.core = HDetachLSTM(
-            config.embed_dim, config.hidden_dim, config.num_layers, dropout=config.dropout
+            config.embed_dim, config.hidden_dim, config.num_layers, dropout=dropout
         )
         self.out = Linear(config.hidden_dim, vocabulary_size)
         self.dropout = nn.Dropout(config.dropout)

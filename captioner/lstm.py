@@ -6,13 +6,16 @@ ICLR 2019, arXiv 1810.03023, Algorithm 1.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from functools import partial
+from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from captioner.buffers import reused
@@ -21,6 +24,10 @@ from captioner.packed import linear
 
 State: TypeAlias = tuple[Tensor, Tensor]  # h and c
 Engine: TypeAlias = Literal["auto", "fused", "segments", "definition"]
+_CANNOT = (
+    "an HDetachLSTM cannot be traced; use torch.export, or load its state dict into "
+    "torch.nn.LSTM, which is the same in evaluation"
+)
 Layer: TypeAlias = tuple[Tensor, "Tensor | None", Tensor, Tensor]  # hidden, cells, last h and c
 
 
@@ -29,12 +36,18 @@ def draw_blocked(
 ) -> Tensor:
     """One Bernoulli(detach_prob) draw a time step for the whole mini-batch: bool (steps,).
 
-    True blocks the gradient through h[t-1]. Drawn on the CPU, so that a seed gives the same pattern
-    on every device.
+    True blocks the gradient through h[t-1]. Drawn on the CPU in float32 whatever torch's defaults,
+    so that a seed gives the same pattern everywhere; on another device if the generator is there.
     """
-    if not 0 <= detach_prob <= 1:
-        raise ConfigError(f"detach_prob is {detach_prob}; it must be in [0, 1]")
-    return torch.rand(steps, generator=generator) < detach_prob
+    _check_prob(detach_prob)
+    device = "cpu" if generator is None else generator.device
+    drawn = torch.rand(steps, generator=generator, device=device, dtype=torch.float32)
+    return drawn < detach_prob
+
+
+def _check_prob(detach_prob: float) -> None:
+    if not isinstance(detach_prob, Real) or not 0 <= detach_prob <= 1:
+        raise ConfigError(f"detach_prob is {detach_prob!r}; it must be in [0, 1]")
 
 
 def lstm_cell(gates: Tensor, cell: Tensor) -> State:
@@ -130,10 +143,9 @@ class _Sequence(torch.autograd.Function):
             lstm_cell_(gate.addmm_(h, weight_hh.t()), c, next_c, squash, next_h)
             h, c = next_h, next_c
         last_h[: len(h)], last_c[: len(h)] = h, c
-        ctx.save_for_backward(x, h0, c0, weight_ih, weight_hh, hidden, cells)
+        ctx.save_for_backward(x, h0, c0, weight_ih, weight_hh, bias, hidden, cells)
         ctx.gates, ctx.squashed = gates, squashed
         ctx.batch_sizes, ctx.blocked, ctx.detach = batch_sizes, blocked, detach
-        ctx.bias = bias is not None
         ctx.set_materialize_grads(False)
         return hidden, cells if with_cells else None, last_h, last_c.to(c0.dtype)
 
@@ -142,10 +154,8 @@ class _Sequence(torch.autograd.Function):
         ctx: Any, d_hidden: Tensor | None, d_cells: Tensor | None, dh: Tensor | None, dc: Any
     ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True
-            raise RuntimeError(
-                "second derivatives: the fused engine has none; use engine='definition'"
-            )
-        x, h0, c0, weight_ih, weight_hh, hidden, cells = ctx.saved_tensors
+            return _differentiable_backward(ctx, (d_hidden, d_cells, dh, dc))
+        x, h0, c0, weight_ih, weight_hh, bias, hidden, cells = ctx.saved_tensors
         sizes = ctx.batch_sizes
         dh = torch.zeros_like(h0) if dh is None else dh.clone()
         dc = torch.zeros_like(c0) if dc is None else dc.clone()
@@ -197,9 +207,75 @@ class _Sequence(torch.autograd.Function):
             None if stopped == "c" else dc.to(c0.dtype),
             dw_ih,
             dw_hh,
-            db if ctx.bias else None,
+            None if bias is None else db,
             *(None,) * 4,
         )
+
+
+def _differentiable_backward(
+    ctx: Any, grads: tuple[Tensor | None, ...]
+) -> tuple[Tensor | None, ...]:
+    """The gradients of `_Sequence`, by the definition, with a graph for second derivatives."""
+    # Views, so that a gradient stops here where one input was computed from another.
+    x, h0, c0, weight_ih, weight_hh = (part.view_as(part) for part in ctx.saved_tensors[:5])
+    bias = None if ctx.saved_tensors[5] is None else ctx.saved_tensors[5].view(-1)
+    inputs = (x, h0, c0, weight_ih, weight_hh, bias)
+    precise = ctx.saved_tensors[-1].dtype
+
+    def step(gates: Tensor, state: State, blocked: bool) -> State:
+        h, c = _hold(state, blocked, ctx.detach)
+        h, c = lstm_cell(gates + F.linear(h, weight_hh), c)
+        return h.to(x.dtype), c
+
+    with torch.autocast(x.device.type, enabled=False):
+        gates, state = F.linear(x, weight_ih, bias), (h0, c0.to(precise))
+        hidden, cells, h, c = _unroll(gates, state, ctx.batch_sizes, ctx.blocked, step)
+        pairs = [
+            (output, grad)
+            for output, grad in zip((hidden, cells, h, c.to(c0.dtype)), grads, strict=True)
+            if grad is not None and output.requires_grad
+        ]
+        wanted = [part for part in inputs if part is not None and part.requires_grad]
+        found = iter(
+            torch.autograd.grad(
+                [output for output, _ in pairs], wanted, [grad for _, grad in pairs],
+                create_graph=True, allow_unused=True,
+            ) if pairs else [None] * len(wanted)
+        )  # fmt: skip
+    return (
+        *(next(found) if part is not None and part.requires_grad else None for part in inputs),
+        *(None,) * 4,
+    )
+
+
+def _unroll(
+    gates: Tensor,
+    state: State,
+    batch_sizes: list[int],
+    blocked: list[bool],
+    step: Callable[[Tensor, State, bool], State],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Hidden and cells (rows, H), last h and c (B, H); rows whose sequence has ended leave."""
+    h, c = state
+    outputs, cells, ended_h, ended_c = [], [], [], []
+    for size, gate, block in zip(batch_sizes, gates.split(batch_sizes), blocked, strict=True):
+        if size < h.shape[0]:
+            ended_h.append(h[size:])
+            ended_c.append(c[size:])
+            h, c = h[:size], c[:size]
+        h, c = step(gate, (h, c), block)
+        outputs.append(h)
+        cells.append(c)
+    last_h, last_c = torch.cat([h, *ended_h[::-1]]), torch.cat([c, *ended_c[::-1]])
+    return torch.cat(outputs), torch.cat(cells), last_h, last_c
+
+
+def _hold(state: State, blocked: bool, detach: str) -> State:
+    """The state that enters a step: at a blocked one, h (or c for c-detach) is a constant."""
+    h, c = state
+    if not blocked:
+        return h, c
+    return (h.detach(), c) if detach == "h" else (h, c.detach())
 
 
 def _blocks(batch_sizes: list[int]) -> list[range]:
@@ -225,12 +301,12 @@ def _torch_lstm(
         output, h, c = torch.lstm(x, states, weights, *settings, False)
         output = output.flatten(0, 1)
     else:
-        sizes = torch.tensor(batch_sizes)
+        sizes = torch.tensor(batch_sizes, device="cpu")
         output, h, c = torch.lstm(x, sizes, states, weights, *settings)
     return output, h.squeeze(0), c.squeeze(0)
 
 
-class HDetachLSTM(nn.Module):
+class HDetachLSTM(nn.LSTM):
     """A drop-in for `torch.nn.LSTM` with h-detach.
 
     While training, at each time step and with probability `detach_prob`, h[t-1] enters the gates as
@@ -242,11 +318,11 @@ class HDetachLSTM(nn.Module):
         h[t] = sigmoid(o) tanh(c[t])
 
     Forward values never change, c is never detached, the output h[t] keeps its gradient and W_hh
-    its own; nothing is rescaled. In `eval()` and under `no_grad` it is a plain LSTM. The initial h
-    is subject to the draw of the first step.
+    its own; nothing is rescaled. In `eval()` it is a plain LSTM. The initial h is subject to the
+    draw of the first step.
 
-    Args: those of `torch.nn.LSTM`, whose state dict it shares (bidirectional and proj_size are
-        refused), and
+    Args: those of `torch.nn.LSTM`, whose state dict and errors it shares (bidirectional and
+        proj_size are refused), and
         detach_prob: probability of BLOCKING, in [0, 1].
         share_detach: one draw for all layers, as the authors' code, or one per layer.
         detach: "h", or "c" for the paper's ablation that blocks the cell state instead.
@@ -254,8 +330,9 @@ class HDetachLSTM(nn.Module):
         engine: how a sequence is computed, always with the same values and gradients.
             "fused": one forward and one backward pass without a graph of steps.
             "segments": torch's own LSTM from each blocked step to the next, on a GPU cuDNN's.
-            "definition": step by step, as above; has second derivatives.
-            "auto": fused on a CPU, segments elsewhere.
+            "definition": step by step, as above.
+            "auto": fused on a CPU, segments elsewhere. Where torch transforms the code
+                (torch.func, torch.export, forward-mode derivatives) all are the definition.
 
     Shapes: input (T, B, I), (B, T, I) with batch_first, (T, I) or a PackedSequence; h and c
         (num_layers, B, H); output like the input with H in place of I.
@@ -276,66 +353,53 @@ class HDetachLSTM(nn.Module):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         *,
         detach_prob: float = 0.0,
         share_detach: bool = True,
         detach: Literal["h", "c"] = "h",
         generator: torch.Generator | None = None,
         engine: Engine = "auto",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ):
-        super().__init__()
         if bidirectional or proj_size:
             raise ConfigError(
                 "HDetachLSTM has neither bidirectional nor proj_size: h-detach is "
                 "defined for the one-way LSTM with full hidden state"
             )
-        if not 0 <= detach_prob <= 1:
-            raise ConfigError(f"detach_prob is {detach_prob}; it must be in [0, 1]")
+        _check_prob(detach_prob)
         if detach not in ("h", "c"):
             raise ConfigError(f"detach is {detach!r}; it must be 'h' or 'c'")
         if engine not in get_args(Engine):
             raise ConfigError(f"engine is {engine!r}; it must be one of {get_args(Engine)}")
-        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, device=device,
+            dtype=dtype,
+        )  # fmt: skip
         self.detach_prob, self.share_detach, self.detach = detach_prob, share_detach, detach
         self.generator, self.engine = generator, engine
-        for layer in range(num_layers):
-            width = input_size if layer == 0 else hidden_size
-            for name, shape in (
-                (f"weight_ih_l{layer}", (4 * hidden_size, width)),
-                (f"weight_hh_l{layer}", (4 * hidden_size, hidden_size)),
-                (f"bias_ih_l{layer}", (4 * hidden_size,) if bias else None),
-                (f"bias_hh_l{layer}", (4 * hidden_size,) if bias else None),
-            ):
-                if shape:
-                    empty = torch.empty(shape, device=device, dtype=dtype)
-                    self.register_parameter(name, nn.Parameter(empty))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Draw every weight from U(-1/sqrt(H), 1/sqrt(H)), as `torch.nn.LSTM` does."""
-        bound = 1 / math.sqrt(self.hidden_size)
-        for weight in self.parameters():
-            nn.init.uniform_(weight, -bound, bound)
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, "
-            f"detach_prob={self.detach_prob}, detach={self.detach!r}"
-        )
+        return f"{super().extra_repr()}, detach_prob={self.detach_prob}, detach={self.detach!r}"
+
+    def __prepare_scriptable__(self) -> None:
+        raise ConfigError(f"torch.jit.script: {_CANNOT}")
 
     def draw(self, steps: int) -> Tensor:
         """The blocked steps of one forward pass: bool (num_layers, steps); none in eval mode."""
         if not self._draws():
-            return torch.zeros(self.num_layers, steps, dtype=torch.bool)
+            return torch.zeros(self.num_layers, steps, dtype=torch.bool, device="cpu")
+        if self.generator is not None and torch._C._current_graph_task_id() != -1:
+            raise ConfigError(
+                "generator: torch.utils.checkpoint cannot repeat draws of a generator other than "
+                "torch's default one; leave it out or give `blocked`"
+            )
         layers = 1 if self.share_detach else self.num_layers
         drawn = draw_blocked(layers * steps, self.detach_prob, self.generator)
         return drawn.view(layers, steps).expand(self.num_layers, steps)
 
     def _draws(self) -> bool:
-        return self.training and torch.is_grad_enabled() and self.detach_prob > 0
+        return self.training and self.detach_prob > 0
 
     @overload
     def forward(
@@ -352,8 +416,13 @@ class HDetachLSTM(nn.Module):
         blocked: Tensor | None = None,
     ) -> tuple[Tensor | PackedSequence, State]:
         """Run over a sequence; `blocked` (num_layers, T) or (T,) replaces the module's own draw."""
+        if isinstance(input, fx.Proxy):
+            raise ConfigError(f"torch.fx: {_CANNOT}")
+        if torch._C._is_tracing():
+            raise ConfigError(f"torch.jit.trace: {_CANNOT}")
         if isinstance(input, PackedSequence):
             batch_sizes = input.batch_sizes.tolist()
+            self._check(input.data, batch_sizes, hx)  # sorting would leave surplus states out
             if hx is not None and input.sorted_indices is not None:
                 hx = (hx[0][:, input.sorted_indices], hx[1][:, input.sorted_indices])
             output, _, (h, c) = self.run(input.data, batch_sizes, hx, blocked)
@@ -364,10 +433,12 @@ class HDetachLSTM(nn.Module):
             )
             return packed, (h, c)
 
-        if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
-            raise ValueError(
-                f"input has shape {tuple(input.shape)}; expected 2 or 3 dimensions "
-                f"with {self.input_size} as the last"
+        if input.dim() not in (2, 3):
+            raise ValueError(f"input: {input.dim()} dimensions; give 2 or 3")
+        if hx is not None and any(part.dim() != input.dim() for part in hx):
+            raise RuntimeError(
+                f"hx: states of {hx[0].dim()} and {hx[1].dim()} dimensions; "
+                f"give {input.dim()}, as many as the input has"
             )
         single = input.dim() == 2
         x = input.unsqueeze(1) if single else input
@@ -394,11 +465,21 @@ class HDetachLSTM(nn.Module):
         Returns hidden (rows, H) and, if asked for, c of every step (rows, H) of the last layer, and
         the last (h, c) of all layers.
         """
-        steps = len(batch_sizes)
-        pattern = [[False] * steps] * self.num_layers
-        if blocked is not None or self._draws():
-            blocked = self.draw(steps) if blocked is None else blocked
-            pattern = blocked.expand(self.num_layers, steps).tolist()
+        if "parametrizations" in self._modules:
+            with parametrize.cached():  # one value of each weight for all steps
+                return self._run(x, batch_sizes, hx, blocked, with_cells)
+        return self._run(x, batch_sizes, hx, blocked, with_cells)
+
+    def _run(
+        self,
+        x: Tensor,
+        batch_sizes: list[int],
+        hx: State | None,
+        blocked: Tensor | None,
+        with_cells: bool,
+    ) -> tuple[Tensor, Tensor | None, State]:
+        self._check(x, batch_sizes, hx)
+        pattern = self._pattern(len(batch_sizes), blocked)
         if hx is None:
             zeros = x.new_zeros(self.num_layers, batch_sizes[0], self.hidden_size)
             hx = (zeros, zeros)
@@ -414,14 +495,55 @@ class HDetachLSTM(nn.Module):
                 x = F.dropout(x, self.dropout, self.training)
         return x, cells, (torch.stack(last_h), torch.stack(last_c))
 
+    def _check(self, x: Tensor, batch_sizes: list[int], hx: State | None) -> None:
+        """Raise where `torch.nn.LSTM` does, and the same kinds of errors."""
+        if not batch_sizes:
+            raise RuntimeError("input: 0 time steps; give at least one")
+        if x.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"input: size {x.shape[-1]} of the last dimension; give {self.input_size}, "
+                f"the input_size"
+            )
+        dtype = self.weight_ih_l0.dtype
+        if x.dtype != dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"input: {x.dtype} for weights of {dtype}; use input.to({dtype}) or "
+                f"lstm.to({x.dtype})"
+            )
+        wanted = (self.num_layers, batch_sizes[0], self.hidden_size)
+        for name, part in zip(("h", "c"), hx or (), strict=False):
+            if tuple(part.shape) != wanted:
+                raise RuntimeError(f"{name}: shape {tuple(part.shape)}; give {wanted}")
+
+    def _pattern(self, steps: int, blocked: Tensor | None) -> list[list[bool]]:
+        """The blocked steps of every layer: those given, or a draw."""
+        if blocked is None:
+            if not self._draws():
+                return [[False] * steps] * self.num_layers
+            blocked = self.draw(steps)
+        shapes = ((steps,), (1, steps), (self.num_layers, steps))
+        if tuple(blocked.shape) not in shapes or blocked.dtype != torch.bool:
+            raise ConfigError(
+                f"blocked: {blocked.dtype} of shape {tuple(blocked.shape)}; "
+                f"give torch.bool of shape {shapes[0]} or {shapes[-1]}"
+            )
+        pattern: list[list[bool]] = blocked.expand(self.num_layers, steps).tolist()
+        return pattern
+
     def _layer_of(self, device: str, with_cells: bool) -> Callable[..., Layer]:
-        """The method that computes a layer; the definition if a compiler or exporter traces it."""
+        """The method that computes a layer; the definition where torch transforms the code."""
         engine = self.engine
         if engine == "auto":  # torch's LSTM does not return c of every step
             engine = "fused" if device == "cpu" or with_cells else "segments"
         elif engine == "segments" and with_cells:
             engine = "definition"
-        if engine == "definition" or torch.compiler.is_compiling():
+        transformed = (
+            device == "meta"
+            or torch.compiler.is_compiling()
+            or torch._C._are_functorch_transforms_active()
+            or forward_ad._current_level >= 0
+        )
+        if engine == "definition" or transformed:
             return self._define_layer
         return self._fuse_layer if engine == "fused" else self._segment_layer
 
@@ -475,8 +597,7 @@ class HDetachLSTM(nn.Module):
                     ended_h.append(h[sizes[0] :])
                     ended_c.append(c[sizes[0] :])
                     h, c = h[: sizes[0]], c[: sizes[0]]
-                if blocked[start]:
-                    h, c = (h.detach(), c) if self.detach == "h" else (h, c.detach())
+                h, c = _hold((h, c), blocked[start], self.detach)
                 output, h, c = _torch_lstm(x[row : row + sum(sizes)], sizes, h, c, weights)
                 outputs.append(output)
                 row += sum(sizes)
@@ -488,8 +609,7 @@ class HDetachLSTM(nn.Module):
 
         Otherwise cuDNN would put them together for every segment anew.
         """
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
-        weights = [getattr(self, f"{name}_l{layer}").to(dtype) for name in names]
+        weights = [weight.to(dtype) for weight in self._parts(layer)]
         if weights[0].device.type != "cuda":
             return weights
         parts = torch.cat([w.flatten() for w in weights]).split([w.numel() for w in weights])
@@ -505,19 +625,11 @@ class HDetachLSTM(nn.Module):
         blocked: list[bool],
         with_cells: bool,
     ) -> Layer:
-        """The definition, one step after another; rows whose sequence has ended leave."""
+        """The definition, one step after another."""
         gates = self.input_gates(x, layer)  # (rows, 4H): one product for all steps
-        outputs, cells, ended_h, ended_c = [], [], [], []
-        for size, gate, block in zip(batch_sizes, gates.split(batch_sizes), blocked, strict=True):
-            if size < h.shape[0]:
-                ended_h.append(h[size:])
-                ended_c.append(c[size:])
-                h, c = h[:size], c[:size]
-            h, c = self.step(gate, (h, c), block, layer)
-            outputs.append(h)
-            cells.append(c)
-        last_h, last_c = torch.cat([h, *ended_h[::-1]]), torch.cat([c, *ended_c[::-1]])
-        return torch.cat(outputs), torch.cat(cells) if with_cells else None, last_h, last_c
+        step = partial(self.step, layer=layer)
+        hidden, cells, h, c = _unroll(gates, (h, c), batch_sizes, blocked, step)
+        return hidden, cells if with_cells else None, h, c
 
     def input_gates(self, x: Tensor, layer: int = 0) -> Tensor:
         """The part of the gates that the input alone gives, with both biases: (..., 4H)."""
@@ -526,16 +638,14 @@ class HDetachLSTM(nn.Module):
 
     def step(self, input_gates: Tensor, state: State, blocked: bool, layer: int = 0) -> State:
         """One time step from `input_gates` (n, 4H): the next (h, c), each (n, H)."""
-        h, c = state
-        if blocked:
-            if self.detach == "h":
-                h = h.detach()
-            else:
-                c = c.detach()
-        return lstm_cell(input_gates + linear(h, self._weights(layer)[0][1]), c)
+        h, c = _hold(state, blocked, self.detach)
+        return lstm_cell(input_gates + linear(h, getattr(self, f"weight_hh_l{layer}")), c)
 
     def _weights(self, layer: int) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
         """W_ih and W_hh of a layer, and the sum of its two biases."""
-        get = self.get_parameter
-        bias = get(f"bias_ih_l{layer}") + get(f"bias_hh_l{layer}") if self.bias else None
-        return (get(f"weight_ih_l{layer}"), get(f"weight_hh_l{layer}")), bias
+        weight_ih, weight_hh, *biases = self._parts(layer)
+        return (weight_ih, weight_hh), biases[0] + biases[1] if biases else None
+
+    def _parts(self, layer: int) -> list[Tensor]:
+        """The weights of a layer in torch's order: Parameters, or what stands in their place."""
+        return [getattr(self, name) for name in self._all_weights[layer]]

@@ -263,15 +263,33 @@ def test_memory_is_lent_anew_once_the_last_view_of_a_tensor_is_gone():
     assert again[0].dtype == torch.bfloat16
 
 
-def test_second_derivatives_need_the_definition_and_say_so():
-    _, ours = pair()
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_has_second_derivatives(engine):
+    plain, ours = pair(num_layers=2)
+    ours.engine = engine
     x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(RuntimeError, match="engine='definition'"):
-        torch.autograd.grad(ours(x)[0].sum(), x, create_graph=True)
-    ours.engine = "definition"
-    (slope,) = torch.autograd.grad(ours(x)[0].sum(), x, create_graph=True)
-    slope.square().sum().backward()
-    assert ours.weight_hh_l0.grad.abs().max() > 0
+    results = []
+    for module in (plain, ours):
+        state = (x.new_zeros(2, B, H), x[:2, :, :1].repeat(1, 1, H))  # c0 is a function of x
+        (slope,) = torch.autograd.grad(module(x, state)[0].sum(), x, create_graph=True)
+        results.append((slope, *gradients(module, slope.square().sum(), x)))
+    torch.testing.assert_close(*results)
+
+
+def test_second_derivatives_of_a_blocked_sequence_are_those_of_the_definition():
+    _, ours = pair()
+    x = torch.randn(8, I, dtype=torch.float64, requires_grad=True)
+    for blocked in itertools.product([False, True], repeat=4):
+        results = []
+        for name in ("fused", "definition"):
+            ours.engine = name
+            h0 = x[:3, :1].repeat(1, H)[None]  # from x, which enters the same pass
+            hidden, _, (h, c) = ours.run(x, [3, 2, 2, 1], (h0, h0 * 2), torch.tensor(blocked))
+            loss = hidden.square().sum() + h.sum() * c.sum()
+            slopes = torch.autograd.grad(loss, [*ours.parameters(), x], create_graph=True)
+            second = sum(slope.square().sum() for slope in slopes)
+            results.append([*slopes, *gradients(ours, second, x)])
+        torch.testing.assert_close(*results)
 
 
 def test_under_bfloat16_it_stays_close_to_float32():
@@ -358,11 +376,17 @@ def test_a_blocked_step_still_teaches_the_recurrent_weights():
     assert ours.weight_hh_l0.grad.abs().max() > 0
 
 
-def test_in_evaluation_and_without_gradients_nothing_is_drawn():
-    ours = HDetachLSTM(I, H, detach_prob=1.0)
+def test_a_module_draws_whenever_it_trains_whatever_the_gradient_mode():
+    ours = HDetachLSTM(I, H, detach_prob=0.5)
+    draws = []
+    for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
+        torch.manual_seed(3)
+        with mode():
+            ours(torch.randn(T, B, I))
+        draws.append(torch.rand(4).tolist())
+    assert draws[0] == draws[1] == draws[2]
+    ours.detach_prob = 1.0
     assert ours.draw(T).all()
-    with torch.no_grad():
-        assert not ours.draw(T).any()
     assert not ours.eval().draw(T).any()
 
 
@@ -377,6 +401,13 @@ def test_layers_share_the_draw_unless_told_otherwise():
 def test_draws_repeat_with_the_seed_and_have_the_right_share():
     first = draw_blocked(4000, 0.25, torch.Generator().manual_seed(7))
     again = draw_blocked(4000, 0.25, torch.Generator().manual_seed(7))
+    assert torch.equal(first, again)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            again = draw_blocked(4000, 0.25, torch.Generator("cpu").manual_seed(7))
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert torch.equal(first, again)
     assert 0.22 < first.float().mean() < 0.28
 
@@ -406,7 +437,15 @@ def test_a_sequence_without_a_batch_dimension_works_as_in_torch():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"bidirectional": True}, {"proj_size": 2}, {"detach_prob": 1.5}, {"detach": "x"}]
+    "settings",
+    [
+        {"bidirectional": True},
+        {"proj_size": 2},
+        {"detach_prob": 1.5},
+        {"detach_prob": "0.5"},
+        {"detach": "x"},
+        {"engine": "fast"},
+    ],
 )
 def test_what_h_detach_is_not_defined_for_is_refused(settings):
     with pytest.raises(ConfigError):
