@@ -20,6 +20,7 @@ from captioner.encoder import Encoder
 from captioner.ensemble import load_members, looking, members, writer
 from captioner.errors import ConfigError
 from captioner.images import ImageSource, open_image
+from captioner.packed import PackedWeights, packed
 from captioner.search import Hypothesis, search
 
 
@@ -56,6 +57,7 @@ class Captioner:
         self._grid = looks.grid
         self.encoder = self._encoders[looks.encoder]
         self.decoder = writer(self._members).to(self.device)
+        self._packed = PackedWeights(self.decoder)
         self.vocabulary = self.checkpoint.vocabulary
 
     @property
@@ -101,9 +103,10 @@ class Captioner:
             for config, encoder in self._encoders.items()
         }
         own = [features[member.encoder] for member in self._members]  # (B, L, D) each
-        memory, state = self.decoder.start(*own)
-        step = partial(self.decoder.step, memory)
-        found = search(step, state, decode, self.vocabulary.bad_endings())
+        with packed(self._packed):
+            memory, state = self.decoder.start(*own)
+            step = partial(self.decoder.step, memory)
+            found = search(step, state, decode, self.vocabulary.bad_endings())
         return [[self._caption(hypothesis) for hypothesis in group] for group in found]
 
     def _caption(self, hypothesis: Hypothesis) -> Caption:
