@@ -176,15 +176,14 @@ def test_each_encoder_runs_once_and_gives_its_members_their_features():
     assert caption.score == pytest.approx(best.score, abs=1e-4)
 
 
-@pytest.mark.parametrize("members", [1, 2])
-def test_a_weight_changed_after_a_caption_is_seen_by_the_next(members):
-    kinds = list(DECODERS)[-members:]
+@pytest.mark.parametrize("kinds", [["adaptive"], ["show_attend_tell", "adaptive"]])
+def test_a_weight_changed_after_a_caption_is_seen_by_the_next(kinds):
     parts = [checkpoint(kind, number, dim=1280) for number, kind in enumerate(kinds)]
     model = captioner.Captioner(parts)
     before = model.caption(CAT)
     for part in parts:
-        part.decoder.out.weight.data[5:] += 0.3 * torch.randn_like(part.decoder.out.weight[5:])
-        part.decoder.core.weight_hh_l0.data[17] += 1
+        cells = part.decoder.project or part.decoder.key  # (32, 1280): large enough to be packed
+        cells.weight.data[::2] += 1
     after, wanted = model.caption(CAT), captioner.Captioner(parts).caption(CAT)
     assert after.words == wanted.words
     assert after.score == pytest.approx(wanted.score, abs=1e-4)
