@@ -74,7 +74,11 @@ class Captioner:
         return self.captions(picture, **{"captions": 1, **settings})[0]
 
     def captions(self, picture: ImageSource, **settings: Any) -> list[Caption]:
-        """Several captions of a picture, best first: as many as `captions` (default: the beam)."""
+        """Several captions of a picture, best first: as many as `captions` (default: the beam).
+
+        No two are equal: samples that repeat an earlier one are drawn again, and if no new one
+        comes, as at a low temperature, there are fewer.
+        """
         decode = self._decode(settings)
         if "captions" not in settings and not decode.sample:
             decode = replace(decode, captions=decode.beam_size)
@@ -106,7 +110,7 @@ class Captioner:
         with packed(self._packed):
             memory, state = self.decoder.start(*own)
             step = partial(self.decoder.step, memory)
-            found = search(step, state, decode, self.vocabulary.bad_endings())
+            found = search(step, state, decode, self.vocabulary.bad_endings(), distinct=True)
         return [[self._caption(hypothesis) for hypothesis in group] for group in found]
 
     def _caption(self, hypothesis: Hypothesis) -> Caption:
