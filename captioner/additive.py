@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 # From this size on, one row at a time is faster on a CPU: its (L, A) scratch stays in the cache.
 _LARGE = 1 << 12
+_FEW = 1 << 9  # rows, of which a search on a GPU may copy their images
 
 
 class AdditiveScores(torch.autograd.Function):
@@ -95,10 +96,10 @@ class Places:
     def of(cls, image: Tensor, pictures: int) -> Places:
         """Places of rows that belong to the pictures `image` (n,).
 
-        A search on a GPU takes a copy of the image for each row instead: K would have to be waited
-        for at every word, and its small kernels cost more than the copies.
+        A search of few rows on a GPU copies the image of each row instead: the host would have to
+        wait for K at every word, and the many small kernels cost more than the copies.
         """
-        if image.device.type != "cpu" and not torch.is_grad_enabled():
+        if image.device.type != "cpu" and not torch.is_grad_enabled() and len(image) <= _FEW:
             return cls(image, None)
         counts = torch.bincount(image, minlength=pictures)
         order = image.argsort(stable=True)

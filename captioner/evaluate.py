@@ -18,6 +18,7 @@ from captioner.decoder import Decoder
 from captioner.ensemble import Ensemble, members, writer
 from captioner.errors import CheckpointError
 from captioner.metrics import METRICS, Scores, check_metrics, score
+from captioner.packed import packed
 from captioner.results import write_results
 from captioner.search import Hypothesis, search
 from captioner.vocabulary import Vocabulary
@@ -54,7 +55,7 @@ def caption_split(
     found: dict[int, list[Hypothesis]] = {}
     indices = range(limit or len(dataset))[: len(dataset)]
     bar = tqdm(total=len(indices), unit="img", desc="captioning", disable=not progress)
-    with torch.inference_mode(), bar:
+    with torch.inference_mode(), packed(decoder), bar:
         for start in range(0, len(indices), batch_images):
             chosen = indices[start : start + batch_images]
             memory, state = decoder.start(dataset.features(chosen).to(device))

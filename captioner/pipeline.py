@@ -24,6 +24,7 @@ from captioner.encoder import Encoder
 from captioner.ensemble import attends, load_members, looking, members, writer
 from captioner.errors import CheckpointError, ConfigError, DataError
 from captioner.images import ImageSource, open_image
+from captioner.packed import PackedWeights, packed
 from captioner.search import Hypothesis, search
 from captioner.vocabulary import joined
 
@@ -71,6 +72,7 @@ class Captioner:
         self._grid = looks.grid
         self.encoder = self._encoders[looks.encoder]
         self.decoder = writer(self._members).to(self.device)
+        self._packed = PackedWeights(self.decoder)
         self.vocabulary = self.checkpoint.vocabulary
 
     @property
@@ -94,7 +96,11 @@ class Captioner:
         return self.captions(picture, **{"captions": 1, **settings})[0]
 
     def captions(self, picture: ImageSource, **settings: Any) -> list[Caption]:
-        """Return several captions, best first: as many as `captions` (default: the beam size)."""
+        """Return several captions, best first: as many as `captions` (default: the beam size).
+
+        No two are equal: samples that repeat an earlier one are drawn again, and if no new one
+        comes, as at a low temperature, there are fewer.
+        """
         decode = changed(self.decode, settings)
         if "captions" not in settings and not decode.sample:
             decode = replace(decode, captions=decode.beam_size)
@@ -150,9 +156,10 @@ class Captioner:
             for config, encoder in self._encoders.items()
         }
         own = [features[member.encoder] for member in self._members]  # (B, L, D) each
-        memory, state = self.decoder.start(*own)
-        step = partial(self.decoder.step, memory)
-        return search(step, state, decode, self.vocabulary.bad_endings())
+        with packed(self._packed):
+            memory, state = self.decoder.start(*own)
+            step = partial(self.decoder.step, memory)
+            return search(step, state, decode, self.vocabulary.bad_endings(), distinct=True)
 
     def _caption(self, hypothesis: Hypothesis) -> Caption:
         words = tuple(self.vocabulary.decode(hypothesis.tokens))

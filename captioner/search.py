@@ -44,6 +44,7 @@ def search(
     bad_endings: Sequence[int] = (),
     *,
     seeds: Sequence[Seed] | None = None,
+    distinct: bool = False,
     attention: bool = True,
 ) -> list[list[Hypothesis]]:
     """Return the captions of every image, best first, at most `config.captions` each.
@@ -53,14 +54,53 @@ def search(
     `block_repeats` leaves it no other word. Blocked words are masked without renormalising, so
     scores stay comparable.
 
-    Samples depend on the image and on its seed, not on the other images: `seeds` has one for each
-    image; by default each has `config.seed`. Without `attention` none is kept, which is faster.
+    No two captions of a beam search are equal. Samples are independent, so a likely caption may
+    come more than once; with `distinct` they are drawn without replacement, and an image has fewer
+    than `captions` if as many further samples gave no new one. They depend on the image and on its
+    seed, not on the other images: `seeds` has one for each image; by default each has
+    `config.seed`. Without `attention` none is kept, which is faster.
     """
-    if config.sample:
-        uniforms = None if seeds is None else draw_uniforms(seeds, config)
-        return sample(step, state, config, bad_endings, uniforms=uniforms, attention=attention)
-    found = beam_search(step, state, config, bad_endings, attention=attention)
-    return [hypotheses[: config.captions] for hypotheses in found]
+    if not config.sample:
+        found = beam_search(step, state, config, bad_endings, attention=attention)
+        return [hypotheses[: config.captions] for hypotheses in found]
+    seeds = [config.seed] * len(state[0]) if seeds is None else seeds
+
+    def draw(images: Sequence[int], block: int) -> list[list[Hypothesis]]:
+        rows = torch.tensor(images, device=state[0].device)
+        every = len(images) == len(state[0])
+        return sample(
+            step if every else lambda tokens, now, image: step(tokens, now, rows[image]),
+            state if every else tuple(part[rows] for part in state),
+            config,
+            bad_endings,
+            uniforms=draw_uniforms([seeds[image] for image in images], config, block),
+            attention=attention,
+        )
+
+    everything = range(len(state[0]))
+    found = _distinct(draw, everything, config.captions) if distinct else draw(everything, 0)
+    return [_best_first(hypotheses) for hypotheses in found]
+
+
+def _distinct(
+    draw: Callable[[Sequence[int], int], list[list[Hypothesis]]], images: range, captions: int
+) -> list[list[Hypothesis]]:
+    """Draw captions of `images` until each has `captions` different ones, or a block has no new."""
+    found: list[dict[tuple[int, ...], Hypothesis]] = [{} for _ in images]
+    lacking, block = list(images), 0
+    while lacking:
+        before = [len(own) for own in found]
+        for image, hypotheses in zip(lacking, draw(lacking, block), strict=True):
+            for hypothesis in hypotheses:
+                if len(found[image]) < captions:
+                    found[image].setdefault(tuple(hypothesis.tokens), hypothesis)
+        lacking = [i for i in lacking if before[i] < len(found[i]) < captions]
+        block += 1
+    return [list(own.values()) for own in found]
+
+
+def _best_first(hypotheses: Sequence[Hypothesis]) -> list[Hypothesis]:
+    return sorted(hypotheses, key=lambda hypothesis: -hypothesis.score)
 
 
 @torch.inference_mode()
@@ -77,7 +117,7 @@ def beam_search(
     A hypothesis is finished when EOS is among the `beam_size` best continuations. An image is done
     when it has `beam_size` finished ones; at `max_words` the unfinished are taken as they are.
     Unknown words are never written, and a caption has at least one word. No two captions of an
-    image are equal.
+    image are equal: what both ends at `max_words` and is cut there has the better of its scores.
     """
     pictures, beams = len(state[0]), config.beam_size
     device = state[0].device
@@ -107,10 +147,7 @@ def beam_search(
                 found.append(_Finished(float(best[p, k]), length, int(parent[p, k]), ended=True))
         if length == config.max_words:
             for p, number in enumerate(numbers):
-                for k, score in enumerate(scores[p].tolist()):
-                    if len(finished[number]) < beams and score > -torch.inf:
-                        row = p * scores.shape[1] + k
-                        finished[number].append(_Finished(score, length, row, ended=False))
+                _cut(finished[number], scores[p].tolist(), p * scores.shape[1], length, config)
             break
         left = [p for p, number in enumerate(numbers) if len(finished[number]) < beams]
         if not left:
@@ -128,7 +165,26 @@ def beam_search(
         history.parents.append(rows.tolist())
         history.words.append(tokens.tolist())
     captions = [[history.hypothesis(end, config) for end in found] for found in finished]
-    return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in captions]
+    return [_best_first(found) for found in captions]
+
+
+def _cut(
+    found: list[_Finished],
+    log_probs: Sequence[float],
+    first_row: int,
+    length: int,
+    config: DecodeConfig,
+) -> None:
+    """Add the unfinished hypotheses of an image to its finished ones, up to `beam_size`."""
+    ended = {end.row: at for at, end in enumerate(found) if end.length == length}
+    for k, log_prob in enumerate(log_probs):
+        if len(found) == config.beam_size or log_prob == -torch.inf:
+            break
+        cut = _Finished(log_prob, length, first_row + k, ended=False)
+        if cut.row not in ended:
+            found.append(cut)
+        elif cut.score(config) > found[ended[cut.row]].score(config):
+            found[ended[cut.row]] = cut
 
 
 def _continuations(
@@ -173,7 +229,7 @@ def sample(
     attention: bool = True,
     look_every: int = 0,
 ) -> list[list[Hypothesis]]:
-    """Sample `captions` captions of each image, by temperature, top-k and top-p; best first.
+    """Sample `captions` captions of each image, by temperature, top-k and top-p, in order drawn.
 
     The samples of an image are independent: a likely caption may come more than once. Word t of
     sample k is the inverse of the cumulative probabilities at uniforms[image, k, t], a number in
@@ -225,10 +281,7 @@ def sample(
                 rows = None
         rules.follow(rows, tokens)
     found = _samples(written, totals, kept, config)
-    return [
-        sorted(found[first : first + copies], key=lambda hypothesis: -hypothesis.score)
-        for first in range(0, len(found), copies)
-    ]
+    return [found[first : first + copies] for first in range(0, len(found), copies)]
 
 
 def draw_uniforms(seeds: Sequence[Seed], config: DecodeConfig, block: int = 0) -> Tensor:
@@ -317,6 +370,9 @@ class _Finished:
     row: int
     ended: bool  # by EOS
 
+    def score(self, config: DecodeConfig) -> float:
+        return float(self.log_prob / max(self.length + self.ended, 1) ** config.length_norm)
+
 
 class _History:
     """Back pointers: which row came from which, with which word and which look."""
@@ -335,7 +391,7 @@ class _History:
             attention = self.attention[t]
             if attention is not None:
                 looks.append(attention[row])
-        score = end.log_prob / max(end.length + end.ended, 1) ** config.length_norm
+        score = end.score(config)
         attention = torch.stack(looks[::-1]).cpu() if looks else None
         return Hypothesis(words[::-1], score, end.log_prob, attention)
 

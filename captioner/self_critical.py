@@ -17,7 +17,8 @@ from captioner.cider import CiderD
 from captioner.config import DecodeConfig, TrainConfig
 from captioner.data import Batch, CaptionDataset, pack
 from captioner.decoder import Decoder
-from captioner.search import Seed, State, Step, search
+from captioner.packed import packed
+from captioner.search import Step, search
 from captioner.vocabulary import tokenize
 
 END = "<eos>"  # counted as a word, so that a caption cut off in the middle scores less
@@ -54,14 +55,7 @@ class SelfCritical:
         The end of a caption that was cut at `max_words` was not drawn and has no weight.
         """
         settings = self._settings
-        memory, state = decoder.start(batch.features.to(next(decoder.parameters()).device))
-        step: Step = partial(decoder.step, memory)
-        draws = self._captions(
-            step,
-            state,
-            DecodeConfig(sample=True, captions=settings.samples, max_words=settings.max_words),
-            [(seed, image) for image in batch.examples],
-        )
+        draws, likeliest = self._captions(decoder, batch, seed)
         rewards = torch.tensor(
             [
                 [self._reward(picture, caption) for caption in own]
@@ -69,26 +63,36 @@ class SelfCritical:
             ]
         )  # (B, samples)
         if settings.baseline == "greedy":
-            likeliest = self._captions(
-                step, state, DecodeConfig(beam_size=1, max_words=settings.max_words)
-            )
             usual = torch.tensor(
                 [self._reward(p, own[0]) for p, own in zip(batch.examples, likeliest, strict=True)]
             ).unsqueeze(1)
         else:  # the mean of a picture's other draws
             usual = (rewards.sum(1, keepdim=True) - rewards) / (settings.samples - 1)
-        packed = pack(batch.features, draws, batch.examples)
-        advantage = (rewards - usual).flatten()[packed.order]  # of the rows, longest first
-        by_step = [advantage[:size] for size in packed.batch_sizes]
+        drawn = pack(batch.features, draws, batch.examples)
+        advantage = (rewards - usual).flatten()[drawn.order]  # of the rows, longest first
+        by_step = [advantage[:size] for size in drawn.batch_sizes]
         if len(by_step) > settings.max_words:
             by_step[-1] = torch.zeros_like(by_step[-1])
-        return Drawn(packed, torch.cat(by_step), float(rewards.mean()))
+        return Drawn(drawn, torch.cat(by_step), float(rewards.mean()))
 
     def _captions(
-        self, step: Step, state: State, decode: DecodeConfig, seeds: Sequence[Seed] | None = None
-    ) -> list[list[list[int]]]:
-        found = search(step, state, decode, seeds=seeds, attention=False)
-        return [[hypothesis.tokens for hypothesis in own] for own in found]
+        self, decoder: Decoder, batch: Batch, seed: int
+    ) -> tuple[list[list[list[int]]], list[list[list[int]]]]:
+        """The samples of each image, and its greedy caption where that is the baseline."""
+        settings = self._settings
+        sampled = DecodeConfig(sample=True, captions=settings.samples, max_words=settings.max_words)
+        decodes = [sampled]
+        if settings.baseline == "greedy":
+            decodes.append(DecodeConfig(beam_size=1, max_words=settings.max_words))
+        seeds = [(seed, image) for image in batch.examples]
+        with packed(decoder):
+            memory, state = decoder.start(batch.features.to(next(decoder.parameters()).device))
+            step: Step = partial(decoder.step, memory)
+            found = [
+                search(step, state, decode, seeds=seeds, attention=False) for decode in decodes
+            ]
+        draws, *likeliest = [[[h.tokens for h in own] for own in images] for images in found]
+        return draws, likeliest[0] if likeliest else []
 
     def _reward(self, picture: int, tokens: Sequence[int]) -> float:
         words = self._vocabulary.decode(tokens)

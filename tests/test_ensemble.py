@@ -1,6 +1,7 @@
 """Several checkpoints that caption together."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 
@@ -173,6 +174,33 @@ def test_each_encoder_runs_once_and_gives_its_members_their_features():
         best = search(step, state, BEAM, WORDS.bad_endings())[0][0]
     assert list(caption.words) == WORDS.decode(best.tokens)
     assert caption.score == pytest.approx(best.score, abs=1e-4)
+
+
+@pytest.mark.parametrize("kinds", [["adaptive"], ["show_attend_tell", "adaptive"]])
+def test_a_weight_changed_after_a_caption_is_seen_by_the_next(kinds):
+    parts = [checkpoint(kind, number, dim=1280) for number, kind in enumerate(kinds)]
+    model = captioner.Captioner(parts)
+    before = model.caption(CAT)
+    for part in parts:
+        cells = part.decoder.project or part.decoder.key  # (32, 1280): large enough to be packed
+        cells.weight.data[::2] += 1
+    after, wanted = model.caption(CAT), captioner.Captioner(parts).caption(CAT)
+    assert after.words == wanted.words
+    assert after.score == pytest.approx(wanted.score, abs=1e-4)
+    assert abs(after.score - before.score) > 1e-3
+
+
+def test_captioners_write_the_same_from_several_threads():
+    several = [
+        captioner.Captioner([checkpoint("adaptive", seed, dim=1280)] * members)
+        for seed, members in ((0, 1), (1, 2))
+    ]
+    wanted = [model.caption(CAT) for model in several]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda number: several[number % 2].caption(CAT), range(12)))
+    for number, caption in enumerate(found):
+        assert caption.words == wanted[number % 2].words
+        assert caption.score == pytest.approx(wanted[number % 2].score, abs=1e-4)
 
 
 def test_prepared_features_must_be_of_every_members_encoder(tmp_path):

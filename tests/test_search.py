@@ -61,30 +61,48 @@ def repeats(words, size):
     return size > 0 and len(set(sequences)) < len(sequences)
 
 
-def plain_beam_search(log_probs, beams, max_words, block_repeats=0, bad_endings=()):
-    """The search as one would write it down: one picture, lists, a full sort. (tokens, score)."""
-    alive, finished = [((), 0.0)], []
-    for length in range(max_words + 1):
+def plain_beam_search(log_probs, config, bad_endings=()):
+    """The search as one would write it down: one image, lists, a full sort. (words, log_prob).
+
+    No two captions of an image are equal: what both ends at `max_words` and is cut there is one
+    caption, with the better of its two scores.
+    """
+    beams, most = config.beam_size, config.max_words
+    alive, finished = [((), 0.0)], []  # finished: words, log-probability, score
+
+    def finish(words, log_prob, steps):
+        return words, log_prob, log_prob / steps**config.length_norm
+
+    for length in range(most + 1):
         ways = []
-        for words, score in alive:
+        for words, log_prob in alive:
             row = log_probs[length, words[-1] if words else BOS].clone()
             row[[PAD, BOS, UNK] + [EOS] * (length == 0)] = -torch.inf
             row = row.log_softmax(-1).tolist()
             following = [w for w in range(V) if row[w] > -torch.inf]
-            kept = [w for w in following if w == EOS or not repeats((*words, w), block_repeats)]
+            kept = [
+                w for w in following if w == EOS or not repeats((*words, w), config.block_repeats)
+            ]
             if words and words[-1] in bad_endings and kept != [EOS]:
                 kept = [w for w in kept if w != EOS]
-            ways += [((*words, word), score + row[word]) for word in kept]
+            ways += [((*words, word), log_prob + row[word]) for word in kept]
         ways = sorted((way for way in ways if way[1] > -torch.inf), key=lambda way: -way[1])
-        ends = [way for way in ways[:beams] if way[0][-1] == EOS]
-        finished += [(words[:-1], score) for words, score in ends][: beams - len(finished)]
+        ends = [way for way in ways[:beams] if way[0][-1] == EOS][: beams - len(finished)]
+        finished += [finish(words[:-1], log_prob, length + 1) for words, log_prob in ends]
         if len(finished) == beams:
             break
-        if length == max_words:
-            finished += alive[: beams - len(finished)]
+        if length == most:
+            for words, log_prob in alive:
+                if len(finished) == beams:
+                    break
+                cut = finish(words, log_prob, length)
+                same = [found for found in finished if found[0] == words]
+                finished = [found for found in finished if found[0] != words]
+                finished.append(max([*same, cut], key=lambda found: found[2]))
             break
         alive = [way for way in ways if way[0][-1] != EOS][:beams]
-    return sorted(finished, key=lambda found: -found[1])
+    assert len({words for words, _, _ in finished}) == len(finished)
+    return [found[:2] for found in sorted(finished, key=lambda found: -found[2])]
 
 
 @settings(max_examples=100, deadline=None)
@@ -97,9 +115,10 @@ def plain_beam_search(log_probs, beams, max_words, block_repeats=0, bad_endings=
     spread=st.sampled_from([1.0, 10.0]),  # at 10 all the beams may come from one row
     block_repeats=st.sampled_from([0, 0, 1, 2, 3, 9]),
     bad_endings=st.sampled_from([(), (A,), (A, B, C)]),
+    length_norm=st.sampled_from([0.0, 0.7, 1.4]),
 )
 def test_a_batch_finds_what_a_plain_search_finds_picture_by_picture(
-    seed, pictures, beams, max_words, eagerness, spread, block_repeats, bad_endings
+    seed, pictures, beams, max_words, eagerness, spread, block_repeats, bad_endings, length_norm
 ):
     """From pictures that end at once to such that never end, and beams wider than the words.
 
@@ -113,10 +132,12 @@ def test_a_batch_finds_what_a_plain_search_finds_picture_by_picture(
         (length,) = state
         return logits[image, length, tokens], (length + 1,), None
 
-    config = replace(PLAIN, beam_size=beams, max_words=max_words, block_repeats=block_repeats)
+    config = DecodeConfig(
+        beam_size=beams, max_words=max_words, block_repeats=block_repeats, length_norm=length_norm
+    )
     found = beam_search(step, (torch.zeros(pictures, dtype=torch.long),), config, bad_endings)
     for picture, hypotheses in enumerate(found):
-        wanted = plain_beam_search(logits[picture], beams, max_words, block_repeats, bad_endings)
+        wanted = plain_beam_search(logits[picture], config, bad_endings)
         assert [tuple(h.tokens) for h in hypotheses] == [words for words, _ in wanted]
         assert [h.log_prob for h in hypotheses] == pytest.approx([s for _, s in wanted], abs=1e-4)
 
@@ -217,6 +238,57 @@ def test_captions_come_best_first_and_differ():
     assert len({tuple(h.tokens) for h in found}) == len(found)
 
 
+@pytest.mark.parametrize(("length_norm", "chance"), [(0.0, 0.6 * 0.9), (3.0, 0.6 * 0.9 * 0.8)])
+def test_what_ends_at_max_words_and_is_cut_there_is_one_caption(length_norm, chance):
+    """It has the better of its two scores: a norm of 3 makes the end pay."""
+    rows = {BOS: {A: 0.4, B: 0.6}, A: {A: 1.0}, B: {C: 0.9, EOS: 0.1}, C: {EOS: 0.8, A: 0.2}}
+    config = replace(PLAIN, beam_size=3, max_words=2, length_norm=length_norm)
+    found = beam_search(*table(rows), config)[0]
+    captions = [h.tokens for h in found]
+    assert sorted(captions) == sorted([[B, C], [A, A], [B]])
+    log_prob = found[captions.index([B, C])].log_prob
+    assert log_prob == pytest.approx(torch.tensor(chance).log().item(), abs=1e-4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    batch=st.permutations(range(5)),
+    size=st.integers(1, 5),
+    captions=st.integers(1, 8),
+    temperature=st.sampled_from([0.01, 0.3, 1.0]),
+)
+def test_distinct_samples_of_an_image_differ_and_do_not_depend_on_its_batch(
+    seed, batch, size, captions, temperature
+):
+    config = DecodeConfig(
+        max_words=4, sample=True, captions=captions, seed=seed, temperature=temperature
+    )
+    images = batch[:size]
+    found = search(*random_step(seed, images, 4), config, distinct=True)
+    for image, hypotheses in zip(images, found, strict=True):
+        assert 1 <= len(hypotheses) <= captions
+        assert len({tuple(h.tokens) for h in hypotheses}) == len(hypotheses)
+        assert temperature < 1 or len(hypotheses) == captions
+        assert [h.score for h in hypotheses] == sorted((h.score for h in hypotheses), reverse=True)
+        alone = search(*random_step(seed, [image], 4), config, distinct=True)[0]
+        assert facts(hypotheses) == facts(alone)
+
+
+def test_distinct_samples_are_the_first_different_ones_of_independent_draws():
+    step, state = table(
+        {BOS: {A: 0.9, B: 0.06, C: 0.04}, A: {EOS: 1.0}, B: {EOS: 1.0}, C: {EOS: 1.0}}
+    )
+    seconds = []
+    config = replace(PLAIN, sample=True, captions=2)
+    for seed in range(400):
+        found = search(step, state, config, seeds=[seed], distinct=True)[0]
+        first = sample(step, state, config, uniforms=draw_uniforms([seed], config))[0][0]
+        assert first.tokens in [h.tokens for h in found]
+        seconds += [h.tokens for h in found if h.tokens != first.tokens and first.tokens == [A]]
+    assert 0.45 < seconds.count([B]) / len(seconds) < 0.75  # 0.06 to 0.04
+
+
 def test_a_wide_beam_finds_the_best_of_all_captions_in_their_order():
     wide = beam_search(*table(TRAP), replace(PLAIN, beam_size=6))[0]
     chances = {(B,): 0.4, (A,): 0.3, (A, C): 0.15}
@@ -308,6 +380,7 @@ def test_samples_of_an_image_do_not_depend_on_its_batch_or_its_place_in_it(
         found = sample(
             *random_step(seed, images, 6), config, [A], uniforms=uniforms, look_every=look_every
         )[images.index(image)]
+        found = sorted(found, key=lambda hypothesis: -hypothesis.score)
         alone = search(
             *random_step(seed, [image], 6),
             config,

@@ -40,6 +40,8 @@ from captioner.encoder import Encoder
 from captioner.images import open_image
 from captioner.lstm import HDetachLSTM
 from captioner.objective import caption_loss
+from captioner.packed import PackedWeights
+from captioner.packed import packed as packed_weights
 from captioner.pipeline import load
 from captioner.run import make_optimizer
 from captioner.search import search
@@ -169,7 +171,8 @@ def find_captions(beams: int, sizes: DecoderSizes, quick: bool, device: torch.de
         decoder = make_decoder(model, sizes.vocabulary, sizes.dim).eval()
         _never_end(decoder.out)
         settings = DecodeConfig(beam_size=beams, max_words=MAX_WORDS)
-        return lambda: _search(decoder, features, settings)
+        weights = PackedWeights(decoder)
+        return lambda: _search(decoder, weights, features, settings)
 
     def side(find: Callable[[AttendNet, Tensor], object]) -> Run:
         net = AttendNet(sizes.dim, sizes.vocabulary, sizes.hidden).eval()
@@ -213,6 +216,7 @@ def photo(quick: bool, device: torch.device) -> Item:
     """From a photograph's file to its caption, with the shipped checkpoint."""
     picture = ROOT / "checkpoints" / "samples" / "astronaut.jpg"
     model = load(ROOT / "checkpoints" / "flickr8k")
+    weights = PackedWeights(model.decoder)
 
     @torch.inference_mode()
     def stages() -> dict[str, float]:
@@ -225,9 +229,10 @@ def photo(quick: bool, device: torch.device) -> Item:
         image = done(open_image(picture))
         pixels = done(model.encoder.preprocess(image).unsqueeze(0))
         features = done(model.encoder(pixels))
-        memory, state = done(model.decoder.start(features))
         settings = DecodeConfig(beam_size=5, captions=1)
-        found = done(search(partial(model.decoder.step, memory), state, settings))
+        with packed_weights(weights):
+            memory, state = done(model.decoder.start(features))
+            found = done(search(partial(model.decoder.step, memory), state, settings))
         done(" ".join(model.vocabulary.decode(found[0][0].tokens)))
         names = ("open", "preprocess", "encode", "start", "search", "words")
         return {name: end - begin for name, begin, end in zip(names, laps, laps[1:], strict=False)}
@@ -299,9 +304,12 @@ def _training_step(
 
 
 @torch.inference_mode()
-def _search(decoder: Decoder, features: Tensor, settings: DecodeConfig) -> object:
-    memory, state = decoder.start(features)
-    return search(partial(decoder.step, memory), state, settings)
+def _search(
+    decoder: Decoder, weights: PackedWeights, features: Tensor, settings: DecodeConfig
+) -> object:
+    with packed_weights(weights):
+        memory, state = decoder.start(features)
+        return search(partial(decoder.step, memory), state, settings)
 
 
 @torch.inference_mode()
