@@ -158,7 +158,7 @@ def write_trials(outcomes: Sequence[Outcome], path: Path) -> None:
                 "setting": trial.setting,
                 "against": trial.against,
                 "seed": trial.seed,
-                "data": Path(trial.config.data).name,
+                "data": Path(trial.config.folders[0]).name,
                 **{name: model[name] for name in ("decoder", "hidden_dim", "dropout")},
                 **{
                     name: train[name]

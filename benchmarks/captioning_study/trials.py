@@ -216,7 +216,7 @@ def base_config(
 
 def settings_of(config: Config) -> dict[str, Any]:
     """What makes a trial what it is, wherever its folder and its data lie."""
-    return {**asdict(config), "out": "", "data": Path(config.data).name}
+    return {**asdict(config), "out": "", "data": Path(config.folders[0]).name}
 
 
 def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from captioner.data import CaptionDataset
 from captioner.decoder import Decoder, ShowAttendTell, make_decoder
 from captioner.errors import ConfigError
 from captioner.flow import Flow
+from captioner.lstm import HDetachLSTM
 
 _PROGRAM = "python -m benchmarks.gradients"
 
@@ -118,7 +119,9 @@ def _summary(found: CaptionLags) -> list[str]:
 def _singular_lines(decoder: Decoder) -> list[list[str]]:
     return [
         [part, f"{values.max():.2f}", f"{values.median():.2f}"]
-        for part, values in singular_values(decoder.core.weight_hh_l0).items()
+        for lstm in decoder.modules()
+        if isinstance(lstm, HDetachLSTM)
+        for part, values in singular_values(lstm.weight_hh_l0).items()
     ]
 
 
