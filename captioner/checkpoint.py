@@ -20,6 +20,7 @@ from captioner.errors import CheckpointError, ConfigError, DataError
 from captioner.vocabulary import Vocabulary
 
 FORMAT = 1
+_SETTINGS = "config.json"
 _ENCODER = "encoder."  # begins the names of a trained CNN's weights
 
 
@@ -41,10 +42,10 @@ class Checkpoint:
 def save(checkpoint: Checkpoint, folder: Path, *, half: bool = False, card: str = "") -> None:
     """Write the folder whole or not at all; `half` stores the weights in float16.
 
-    Raises CheckpointError when the folder cannot be written.
+    At every moment `load` finds a whole checkpoint, the one before or the new one, even if the
+    process is killed. Raises CheckpointError when the folder cannot be written.
     """
-    partial = folder.with_name(folder.name + ".part")
-    replaced = folder.with_name(folder.name + ".old")
+    partial, replaced = folder.with_name(folder.name + ".part"), _replaced(folder)
     stored = dict(checkpoint.decoder.state_dict())
     for name, value in (checkpoint.encoder_state or {}).items():
         stored[_ENCODER + name] = value
@@ -61,18 +62,25 @@ def save(checkpoint: Checkpoint, folder: Path, *, half: bool = False, card: str 
         "trained": dict(checkpoint.trained),
     }
     try:
-        for leftover in (partial, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if not folder.exists() and (replaced / _SETTINGS).is_file():  # a save was killed here
+            replaced.rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(weights, partial / "model.safetensors", {"format": "pt"})
         (partial / "model.safetensors").chmod(0o644)  # the library makes it its owner's alone
-        (partial / "config.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+        (partial / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
         checkpoint.vocabulary.save(partial / "vocabulary.json")
         if card:
             (partial / "README.md").write_text(card, "utf-8")
         if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
             folder.rename(replaced)
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(folder)
+            raise
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         raise CheckpointError(f"cannot write the checkpoint {folder}: {error.strerror}") from None
@@ -115,10 +123,17 @@ def load(path: Path | str) -> Checkpoint:
     )  # fmt: skip
 
 
+def _replaced(folder: Path) -> Path:
+    """Where a folder stands while another takes its place."""
+    return folder.with_name(folder.name + ".old")
+
+
 def _find(path: Path | str) -> Path:
     folder = Path(path)
-    if (folder / "config.json").is_file():
+    if (folder / _SETTINGS).is_file():
         return folder
+    if not folder.exists() and (_replaced(folder) / _SETTINGS).is_file():
+        return _replaced(folder)  # a save was killed between its two renames
     if folder.exists():
         raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.json")
     parts = str(path).split("/")
@@ -140,7 +155,7 @@ def _find(path: Path | str) -> Path:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    path = folder / _SETTINGS
     try:
         settings = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
