@@ -63,7 +63,9 @@ def compare(config: Config, steps: int) -> tuple[Side, Side]:
         for fused in (True, False):
             run = prepare(replace(config, out=f"{out}/{fused}"), resume=False)
             for module in run.decoder.modules():
-                if isinstance(module, HDetachLSTM | ShowAttendTell):
+                if isinstance(module, HDetachLSTM):
+                    module.engine = "auto" if fused else "definition"
+                elif isinstance(module, ShowAttendTell):
                     module.fused = fused
             sides.append(Side(_train(run), torch.get_rng_state(), [], []))
         for _ in tqdm(range(steps), unit="step"):

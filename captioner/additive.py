@@ -88,12 +88,18 @@ def additive_scores_backward(
 class Places:
     """Where n rows stand when they are ordered by picture: (B, K) places, K the most of one."""
 
-    place: Tensor  # (n,) in 0 .. B K - 1
-    shape: tuple[int, int]  # B, K
+    place: Tensor  # (n,) in 0 .. B K - 1; the image of each row if there is no shape
+    shape: tuple[int, int] | None  # B, K
 
     @classmethod
     def of(cls, image: Tensor, pictures: int) -> Places:
-        """Places of rows that belong to the pictures `image` (n,)."""
+        """Places of rows that belong to the pictures `image` (n,).
+
+        A search on a GPU takes a copy of the image for each row instead: K would have to be waited
+        for at every word, and its small kernels cost more than the copies.
+        """
+        if image.device.type != "cpu" and not torch.is_grad_enabled():
+            return cls(image, None)
         counts = torch.bincount(image, minlength=pictures)
         order = image.argsort(stable=True)
         ordered = image[order]
@@ -109,11 +115,14 @@ class Places:
 
     def spread(self, rows: Tensor) -> Tensor:
         """Rows (n, X) in their places (B, K, X), zeros in the others."""
+        assert self.shape is not None
         empty = rows.new_zeros(self.shape[0] * self.shape[1], rows.shape[1])
         return empty.index_copy(0, self.place, rows).view(*self.shape, -1)
 
     def weighted_sum(self, weights: Tensor, values: Tensor) -> Tensor:
         """Each row's sum (n, D) over the cells of its picture: weights (n, L), values (B, L, D)."""
+        if self.shape is None:
+            return torch.bmm(weights.unsqueeze(1), values[self.place]).squeeze(1)
         return torch.bmm(self.spread(weights), values).flatten(0, 1)[self.place]
 
 

@@ -50,23 +50,26 @@ class ModelConfig:
     """Shape of the decoder.
 
     Args:
-        decoder: show_tell (no attention), show_attend_tell (soft attention) or adaptive (attention
-            that may look away from the picture).
+        decoder: show_tell (no attention), show_attend_tell (soft attention), adaptive (attention
+            that may look away from the image) or up_down (two LSTMs, one for the attention).
         embed_dim: size E of a word embedding.
         hidden_dim: size H of the LSTM.
         attention_dim: size A of the attention space.
         feature_dim: project features to this size first; 0 uses them as they are
             (show_attend_tell).
         num_layers: stacked LSTM layers (show_tell).
+        attributes: how many of the most frequent words a detector looks for in the image, for the
+            decoder to know; 0 is none (show_attend_tell, up_down).
         dropout: on the features, the embeddings and the output layer.
     """
 
-    decoder: Literal["show_tell", "show_attend_tell", "adaptive"] = "show_attend_tell"
+    decoder: Literal["show_tell", "show_attend_tell", "adaptive", "up_down"] = "show_attend_tell"
     embed_dim: AtLeastOne = 512
     hidden_dim: AtLeastOne = 512
     attention_dim: AtLeastOne = 512
     feature_dim: NotNegative = 0
     num_layers: AtLeastOne = 1
+    attributes: NotNegative = 0
     dropout: Share = 0.5
 
     def __post_init__(self) -> None:
@@ -91,6 +94,11 @@ class TrainConfig:
         epochs: passes over the training captions.
         batch_images: pictures in a batch, each with all its captions.
         captions_per_image: at most this many captions of a picture a batch; 0 takes all.
+        equal_images: repeat the captions of an image that has fewer than captions_per_image, so
+            that every image counts the same; otherwise every caption does.
+        data_weights: how often images of each data folder are seen, relative to each other;
+            empty sees each image once an epoch.
+        min_count: with several data folders, words seen less often in all of them are unknown.
         max_words: longer captions are cut.
         optimizer: adam or adamw.
         learning_rate: the highest rate.
@@ -106,9 +114,12 @@ class TrainConfig:
         detach_anneal: share of training, at its end, in which nothing is blocked.
         label_smoothing: share of the target spread over all words.
         scheduled_sampling: probability at the end of training of feeding the model's own word.
-        attention_penalty: weight of the doubly stochastic penalty (show_attend_tell).
+        attention_penalty: weight of the doubly stochastic penalty (show_attend_tell, up_down).
+        attribute_weight: weight of the attribute detector's loss (model.attributes).
         mirror: use the mirrored features, if the data has them, half of the time.
         average: decay of the running average of the weights that is validated and kept; 0 is off.
+        augment: make the features anew at every step from augmented images in `images`, also where
+            the CNN is frozen.
         encoder_blocks: last blocks of the CNN that learn, too, from the photographs in `images`;
             0 keeps it frozen and takes the prepared features. Batch statistics never change.
         encoder_rate: the highest learning rate of those blocks.
@@ -116,6 +127,7 @@ class TrainConfig:
         seed: of weights, order, dropout and detach draws.
         eval_beam_size: beam for the validation captions; 1 is greedy.
         eval_images: validation pictures captioned each epoch; 0 takes all.
+        eval_epochs: epochs between validations; the last one is always followed by one.
         patience: epochs without a better validation CIDEr before training stops; 0 never stops.
         save_steps: steps between saves of the training state inside an epoch.
         gradient_flow_steps: steps between measurements of what of the gradient comes along c and
@@ -134,6 +146,9 @@ class TrainConfig:
     epochs: AtLeastOne = 30
     batch_images: AtLeastOne = 16
     captions_per_image: NotNegative = 5
+    equal_images: bool = False
+    data_weights: list[float] = field(default_factory=list)
+    min_count: AtLeastOne = 5
     max_words: AtLeastOne = 20
     optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: Positive = 4e-4
@@ -150,14 +165,17 @@ class TrainConfig:
     label_smoothing: Share = 0.0
     scheduled_sampling: Probability = 0.0
     attention_penalty: Amount = 1.0
+    attribute_weight: Amount = 0.02
     mirror: bool = True
     average: Share = 0.0
+    augment: bool = False
     encoder_blocks: NotNegative = 0
     encoder_rate: Positive = 1e-4
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 1
     eval_beam_size: AtLeastOne = 1
     eval_images: NotNegative = 0
+    eval_epochs: AtLeastOne = 1
     patience: NotNegative = 0
     save_steps: AtLeastOne = 500
     gradient_flow_steps: NotNegative = 0
@@ -219,23 +237,48 @@ class Config:
     """One training run: `captioner train --config FILE` reads this tree.
 
     Args:
-        data: folder made by `python -m data_prep`.
+        data: folder made by `python -m data_prep`, or a list of them, to train on together.
         out: folder for checkpoints, logs and the state to resume from.
         model: shape of the decoder.
         train: how it is trained.
         decode: how it captions when nothing else is asked for; travels in the checkpoint.
-        images: folder of the photographs, where the CNN learns (train.encoder_blocks).
+        images: folder of the photographs, where they are read (train.encoder_blocks,
+            train.augment); a list, one for each of several data folders.
     """
 
-    data: str
+    data: str | list[str]
     out: str
     model: ModelConfig = field(default_factory=ModelConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    images: str = ""
+    images: str | list[str] = ""
 
     def __post_init__(self) -> None:
         _check(self)
+        if not self.folders:
+            raise ConfigError("data is empty; give a folder made by `python -m data_prep`")
+        reads = self.train.augment or self.train.encoder_blocks
+        if reads and len(self.image_folders) != len(self.folders):
+            raise ConfigError(
+                f"images names {len(self.image_folders)} folders and data {len(self.folders)}; "
+                "give the folder of images of each data folder, in the same order"
+            )
+        weights = self.train.data_weights
+        if weights and (len(weights) != len(self.folders) or min(weights) <= 0):
+            raise ConfigError(
+                f"train.data_weights is {weights}; give a number above 0 for each of the "
+                f"{len(self.folders)} data folders"
+            )
+
+    @property
+    def folders(self) -> list[str]:
+        """The data folders."""
+        return [self.data] if isinstance(self.data, str) else list(self.data)
+
+    @property
+    def image_folders(self) -> list[str]:
+        """The folders of images, one for each data folder."""
+        return [self.images] if isinstance(self.images, str) else list(self.images)
 
 
 def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:

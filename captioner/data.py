@@ -47,26 +47,39 @@ class Batch:
 
 
 class CaptionDataset:
-    """One split of a prepared folder; raises DataError if something is missing or damaged.
+    """One split of a prepared folder, or of several; raises DataError if one is unusable.
 
-    `reader` gives the features: at first those of the folder.
+    `vocabulary` is the folder's own unless given; several folders need one, and features of the
+    same encoder. `reader` gives the features: at first those of the folders.
     """
 
-    def __init__(self, folder: Path | str, split: str):
-        folder = Path(folder)
-        everything = read_examples(folder)
-        self.vocabulary = Vocabulary.load(folder / "vocabulary.json")
-        self.store = FeatureStore(folder)
+    def __init__(
+        self,
+        folder: Path | str | Sequence[Path | str],
+        split: str,
+        vocabulary: Vocabulary | None = None,
+    ):
+        folders = [Path(f) for f in ([folder] if isinstance(folder, Path | str) else folder)]
+        if vocabulary is None:
+            assert len(folders) == 1, "several folders need a vocabulary"
+            vocabulary = Vocabulary.load(folders[0] / "vocabulary.json")
+        self.vocabulary = vocabulary
+        self.stores = [FeatureStore(folder) for folder in folders]
+        self.store = self.stores[0]
         self.reader: Reader = self._stored
         self.split = split
-        self.examples = [example for example in everything if example.split == split]
-        if not self.examples:
-            splits = sorted({example.split for example in everything})
-            raise DataError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
-        if max(example.row for example in self.examples) >= len(self.store.keys):
-            raise DataError(
-                f"{folder}: examples.json names rows that the features lack; run data_prep again"
-            )
+        self.examples: list[Example] = []
+        self.folder_of: list[int] = []  # for each example the number of its folder
+        for number, folder in enumerate(folders):
+            own = _examples_of_split(folder, split, self.stores[number])
+            self.examples += own
+            self.folder_of += [number] * len(own)
+            ours, theirs = self.store.encoder, self.stores[number].encoder
+            if ours != theirs:
+                raise DataError(
+                    f"{folder} has features of {theirs}, {folders[0]} of {ours}; prepare both with "
+                    "the same encoder"
+                )
         self.tokens: list[list[list[int]]] = []
         for example in self.examples:
             encoded = [self.vocabulary.encode(caption) for caption in example.captions]
@@ -88,12 +101,11 @@ class CaptionDataset:
         return self.reader(indices, true_of)
 
     def _stored(self, indices: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
-        rows = [self.examples[index].row for index in indices]
-        views = [int(flip and self.store.views == 2) for flip in mirrored]
-        picks = [
-            torch.from_numpy(self.store.values[row, view].copy())
-            for row, view in zip(rows, views, strict=True)
-        ]
+        picks = []
+        for index, flip in zip(indices, mirrored, strict=True):
+            store, row = self.stores[self.folder_of[index]], self.examples[index].row
+            view = int(flip and store.views == 2)
+            picks.append(torch.from_numpy(store.values[row, view].copy()))
         return torch.stack(picks).float()
 
     def batches(
@@ -102,18 +114,24 @@ class CaptionDataset:
         *,
         max_words: int,
         captions_per_image: int = 0,
+        equal_images: bool = False,
+        weights: Sequence[float] = (),
         mirror: bool = False,
         seed: int | None = None,
         skip: int = 0,
     ) -> Iterator[Batch]:
         """All pictures once, shuffled by `seed` (None: in order), without the first `skip` batches.
 
-        The same seed gives the same batches, wherever one begins.
+        With `weights`, one for each folder, as many images, but those of a folder more or less
+        often than once. With `equal_images` an image with fewer captions than `captions_per_image`
+        repeats its own. The same seed gives the same batches, wherever one begins.
         """
         generator = torch.Generator().manual_seed(seed or 0)
         order = list(range(len(self)))
         if seed is not None:
             order = torch.randperm(len(self), generator=generator).tolist()
+        if weights:
+            order = self._weighted(order, weights, generator)
         flips = (torch.rand(len(self), generator=generator) < 0.5).tolist()
         picks = torch.rand(len(self), generator=generator).tolist()
         for start in range(skip * batch_images, len(order), batch_images):
@@ -121,12 +139,28 @@ class CaptionDataset:
             captions = []
             for index in indices:
                 own = self.tokens[index]
-                if captions_per_image and len(own) > captions_per_image:
+                if captions_per_image and (equal_images or len(own) > captions_per_image):
                     first = int(picks[index] * len(own))  # a different window each epoch
                     own = [own[(first + k) % len(own)] for k in range(captions_per_image)]
                 captions.append([caption[:max_words] for caption in own])
             features = self.features(indices, [mirror and flips[index] for index in indices])
             yield pack(features, captions, indices)
+
+    def _weighted(
+        self, order: Sequence[int], weights: Sequence[float], generator: torch.Generator
+    ) -> list[int]:
+        """As many indices as in `order`, each folder's in proportion to its size and weight."""
+        by_folder: list[list[int]] = [[] for _ in weights]
+        for index in order:
+            by_folder[self.folder_of[index]].append(index)
+        shares = [len(own) * weight for own, weight in zip(by_folder, weights, strict=True)]
+        mixed: list[int] = []
+        for own, share in zip(by_folder, shares, strict=True):
+            count = round(len(order) * share / sum(shares))
+            whole, rest = divmod(count, len(own))
+            mixed += own * whole + own[:rest]
+        mixed = (mixed + list(order))[: len(order)]  # rounding may lack one
+        return [mixed[k] for k in torch.randperm(len(mixed), generator=generator).tolist()]
 
     def number_of_batches(self, batch_images: int) -> int:
         """How many batches an epoch has."""
@@ -167,6 +201,33 @@ def pack(
 
 def _names_a_side(example: Example) -> bool:
     return any(not _SIDES.isdisjoint(tokenize(caption)) for caption in example.captions)
+
+
+def _examples_of_split(folder: Path, split: str, store: FeatureStore) -> list[Example]:
+    everything = read_examples(folder)
+    examples = [example for example in everything if example.split == split]
+    if not examples:
+        splits = sorted({example.split for example in everything})
+        raise DataError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
+    if max(example.row for example in examples) >= len(store.keys):
+        raise DataError(
+            f"{folder}: examples.json names rows that the features lack; run data_prep again"
+        )
+    return examples
+
+
+def joint_vocabulary(folders: Sequence[Path | str], min_count: int) -> Vocabulary:
+    """Return the vocabulary of a prepared folder, or that of all training captions of several."""
+    if len(folders) == 1:
+        return Vocabulary.load(Path(folders[0]) / "vocabulary.json")
+    captions = (
+        caption
+        for folder in folders
+        for example in read_examples(Path(folder))
+        if example.split == "train"
+        for caption in example.captions
+    )
+    return Vocabulary.build(captions, min_count)
 
 
 def read_examples(folder: Path) -> list[Example]:

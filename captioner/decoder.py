@@ -19,6 +19,7 @@ from captioner.config import ModelConfig
 from captioner.lstm import HDetachLSTM, State, draw_blocked
 from captioner.packed import Linear, linear
 from captioner.recurrence import AttendRecurrence, Rows
+from captioner.vocabulary import SPECIAL
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,9 @@ class Memory:
 
     values: Tensor  # (B, L, D) show_attend_tell; (B, L, H) adaptive; (B, E) show_tell
     keys: Tensor | None = None  # (B, L, A), doubled as AdditiveScores wants them
-    whole: Tensor | None = None  # (B, E) the picture as a whole; adaptive
+    whole: Tensor | None = None  # (B, E) the image as a whole; adaptive; (B, D) up_down
+    detected: Tensor | None = None  # (B, K) logits of the attributes
+    attributes: Tensor | None = None  # (B, E) what they add to each word's embedding
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,43 @@ class Prediction:
     hidden: Tensor  # (tokens, X)
     out: nn.Linear  # to the vocabulary
     attention: Tensor | None  # (tokens, L), where the loss should see it
+    # (B, K) each: the logits of the attributes, and whether the captions hold the word
+    attributes: tuple[Tensor, Tensor] | None = None
 
     @property
     def logits(self) -> Tensor:
         """Logits (tokens, V)."""
         logits: Tensor = self.out(self.hidden)
         return logits
+
+
+class Attributes(nn.Module):
+    """Detect which of the K most frequent words an image's captions hold, and tell the decoder.
+
+    The probabilities, embedded, are added to every word's embedding. Source: the attributes of
+    You et al., CVPR 2016, and LSTM-A (Yao et al., ICCV 2017), which feed them at every step; here
+    the detector is a linear layer on the mean feature, and a vocabulary's first words are its own.
+    """
+
+    def __init__(self, dim: int, count: int, embed_dim: int):
+        super().__init__()
+        self.detect = nn.Linear(dim, count)
+        self.embed = nn.Linear(count, embed_dim, bias=False)
+        nn.init.constant_(self.detect.bias, -3.0)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, K) and embedding (B, E) of features (B, L, D)."""
+        logits = self.detect(features.mean(1))
+        return logits, self.embed(logits.sigmoid())
+
+    def present(self, teacher: Teacher, images: int) -> Tensor:
+        """Return which attributes the captions of each image hold: (B, K) of 0 and 1."""
+        image = torch.cat([teacher.image[:size] for size in teacher.batch_sizes])
+        attribute = teacher.inputs - len(SPECIAL)
+        known = (attribute >= 0) & (attribute < self.detect.out_features)
+        present = self.detect.weight.new_zeros(images, self.detect.out_features)
+        present[image[known], attribute[known]] = 1
+        return present
 
 
 class ShowTell(nn.Module):
@@ -157,6 +191,7 @@ class ShowAttendTell(nn.Module):
         self.out_h = Linear(H, E)
         self.out_z = Linear(D, E, bias=False)
         self.out = Linear(E, vocabulary_size)
+        self.attributes = Attributes(dim, config.attributes, E) if config.attributes else None
         self.dropout = nn.Dropout(config.dropout)
         nn.init.uniform_(self.embed.weight, -0.1, 0.1)
         nn.init.uniform_(self.score, -(A**-0.5), A**-0.5)
@@ -169,7 +204,8 @@ class ShowAttendTell(nn.Module):
         values = self.dropout(values)
         mean = values.mean(1)
         state = (self.init_h(mean).tanh(), self.init_c(mean).tanh())
-        return Memory(values, 2 * self.key(values)), state
+        detected = (None, None) if self.attributes is None else self.attributes(features)
+        return Memory(values, 2 * self.key(values), None, *detected), state
 
     def step(
         self,
@@ -183,7 +219,7 @@ class ShowAttendTell(nn.Module):
 
         `asking` (n, H) takes the place of h on its way into the attention.
         """
-        words = self.dropout(self.embed(tokens))
+        words = _words(self, memory, tokens, image)
         places = Places.of(image, len(memory.values))
         query = state[0] if asking is None else asking
         context, attention = self._attend(memory, query, image, places)
@@ -210,14 +246,15 @@ class ShowAttendTell(nn.Module):
         blocked = draw_blocked(len(teacher.batch_sizes), detach_prob).tolist()
         rows = Rows(teacher.image, teacher.batch_sizes, blocked, detach_attention)
         state = (h[rows.image], c[rows.image])
-        words = self.dropout(self.embed(teacher.inputs))
+        words = _words(self, memory, teacher.inputs, _image_of_token(teacher))
         if self.fused and sampling_prob == 0 and _fusible(words):
             hidden, context, attention = self._fused(words, memory, state, rows)
         else:
             words, hidden, context, attention = self._define(
                 teacher, words, memory, state, rows, sampling_prob
             )
-        return Prediction(self._deep(words, hidden, context), self.out, attention)
+        attributes = _attributes(self, memory, teacher)
+        return Prediction(self._deep(words, hidden, context), self.out, attention, attributes)
 
     def _fused(
         self, words: Tensor, memory: Memory, state: State, rows: Rows
@@ -249,7 +286,8 @@ class ShowAttendTell(nn.Module):
             h, c = h[:size], c[:size]
             gate = gates[t]
             if sampling_prob and t:
-                word = self.dropout(self.embed(_own_words(tokens[t], own, sampling_prob)))
+                fed_back = _own_words(tokens[t], own, sampling_prob)
+                word = _words(self, memory, fed_back, rows.image[:size])
                 gate = self._word_gates(word)
             query = h.detach() if rows.blocked[t] and rows.detach_attention else h
             context, attention = self._attend(memory, query, rows.image[:size], places.first(size))
@@ -402,11 +440,139 @@ class Adaptive(nn.Module):
         return seen + beta * sentinel, cells.softmax(-1)
 
 
-Decoder: TypeAlias = ShowTell | ShowAttendTell | Adaptive
-DECODERS: dict[str, type[ShowTell] | type[ShowAttendTell] | type[Adaptive]] = {
+class UpDown(nn.Module):
+    """Two LSTMs: one decides where to look, the other what to say.
+
+    Source: Anderson et al., "Bottom-Up and Top-Down Attention", CVPR 2018, section 3.2, over the
+    grid in place of detected regions. h-detach applies to both LSTMs, one draw for both.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int, dim: int):
+        super().__init__()
+        self.config = config
+        E, H, A = config.embed_dim, config.hidden_dim, config.attention_dim
+        D = config.feature_dim or dim
+        self.project = Linear(dim, D) if config.feature_dim else None
+        self.key = Linear(D, A)
+        self.query = Linear(H, A, bias=False)
+        self.score = nn.Parameter(torch.empty(A))
+        self.embed = nn.Embedding(vocabulary_size, E)
+        self.attention_lstm = HDetachLSTM(H + D + E, H)  # [language h, whole image, word]
+        self.language_lstm = HDetachLSTM(D + H, H)  # [context, attention h]
+        self.out = Linear(H, vocabulary_size)
+        self.attributes = Attributes(dim, config.attributes, E) if config.attributes else None
+        self.dropout = nn.Dropout(config.dropout)
+        nn.init.uniform_(self.embed.weight, -0.1, 0.1)
+        nn.init.uniform_(self.score, -(A**-0.5), A**-0.5)
+
+    def start(self, features: Tensor) -> tuple[Memory, State]:
+        """Project features (B, L, D) once; h and c (B, 2, H) of both LSTMs are zero."""
+        values = features
+        if self.project is not None:
+            values = F.relu(self.project(features))
+        values = self.dropout(values)
+        zeros = values.new_zeros(len(values), 2, self.config.hidden_dim)
+        detected = (None, None) if self.attributes is None else self.attributes(features)
+        return Memory(values, 2 * self.key(values), values.mean(1), *detected), (zeros, zeros)
+
+    def step(
+        self, memory: Memory, tokens: Tensor, state: State, image: Tensor
+    ) -> tuple[Tensor, State, Tensor]:
+        """Logits (n, V) after `tokens` (n,), the next state, and the attention (n, L) it used."""
+        gates = self._known_gates(memory, tokens, image)
+        places = Places.of(image, len(memory.values))
+        (h1, h2), (c1, c2) = (part.unbind(1) for part in state)
+        (h1, c1), (h2, c2), attention = self._recur(
+            memory, gates, (h1, c1), (h2, c2), image, places
+        )
+        logits = self.out(self.dropout(h2))
+        return logits, (torch.stack([h1, h2], 1), torch.stack([c1, c2], 1)), attention
+
+    def forward(
+        self,
+        features: Tensor,
+        teacher: Teacher,
+        *,
+        detach_prob: float = 0.0,
+        detach_attention: bool = False,
+        sampling_prob: float = 0.0,
+    ) -> Prediction:
+        """Logits and attention for every token of the teacher's captions.
+
+        detach_prob blocks h on its way into each LSTM's own next step (h-detach), and with
+        detach_attention also the language LSTM's h on its way into the attention LSTM;
+        sampling_prob is the share of input words replaced by the model's own (scheduled sampling).
+        """
+        memory, (h, c) = self.start(features)
+        sizes = teacher.batch_sizes
+        blocked = draw_blocked(len(sizes), detach_prob).tolist()
+        places = Places.of(teacher.image, len(memory.values))
+        (h1, h2), (c1, c2) = (part[teacher.image].unbind(1) for part in (h, c))
+        gates = self._known_gates(memory, teacher.inputs, _image_of_token(teacher)).split(sizes)
+        tokens = teacher.inputs.split(sizes)
+        hidden: list[Tensor] = []
+        attentions: list[Tensor] = []
+        for t, size in enumerate(sizes):
+            image, gate = teacher.image[:size], gates[t]
+            if sampling_prob and t:
+                fed_back = _own_words(tokens[t], self.out(hidden[-1]), sampling_prob)
+                gate = self._known_gates(memory, fed_back, image)
+            (h1, c1), (h2, c2), attention = self._recur(
+                memory, gate, (h1[:size], c1[:size]), (h2[:size], c2[:size]), image,
+                places.first(size), blocked[t], blocked[t] and detach_attention,
+            )  # fmt: skip
+            hidden.append(self.dropout(h2))
+            attentions.append(attention)
+        return Prediction(
+            torch.cat(hidden),
+            self.out,
+            torch.cat(attentions),
+            _attributes(self, memory, teacher),
+        )
+
+    def _known_gates(self, memory: Memory, tokens: Tensor, image: Tensor) -> Tensor:
+        """What the word and the whole image give the attention LSTM's gates (n, 4H)."""
+        lstm, H = self.attention_lstm, self.config.hidden_dim
+        D = memory.values.shape[2]
+        assert memory.whole is not None
+        bias = lstm.bias_ih_l0 + lstm.bias_hh_l0
+        whole = linear(memory.whole, lstm.weight_ih_l0, bias, slice(H, H + D))
+        words = _words(self, memory, tokens, image)
+        return whole[image] + linear(words, lstm.weight_ih_l0, None, slice(H + D, None))
+
+    def _recur(
+        self,
+        memory: Memory,
+        gates: Tensor,
+        attending: State,
+        writing: State,
+        image: Tensor,
+        places: Places,
+        blocked: bool = False,
+        blocked_attention: bool = False,
+    ) -> tuple[State, State, Tensor]:
+        """One step of both LSTMs (h and c each), and the attention (n, L) between them."""
+        H, D = self.config.hidden_dim, memory.values.shape[2]
+        first, second = self.attention_lstm, self.language_lstm
+        before = writing[0].detach() if blocked_attention else writing[0]
+        gates = gates + linear(before, first.weight_ih_l0, None, slice(0, H))
+        attending = first.step(gates, attending, blocked)
+        query = self.query(attending[0])
+        scores = AdditiveScores.apply(memory.keys, 2 * query, 2 * self.score, image)
+        attention: Tensor = scores.softmax(-1)
+        context = places.weighted_sum(attention, memory.values)
+        bias = second.bias_ih_l0 + second.bias_hh_l0
+        gates = linear(context, second.weight_ih_l0, bias, slice(0, D))
+        gates = gates + linear(attending[0], second.weight_ih_l0, None, slice(D, None))
+        return attending, second.step(gates, writing, blocked), attention
+
+
+Decoder: TypeAlias = ShowTell | ShowAttendTell | Adaptive | UpDown
+DECODERS: dict[str, type[ShowTell] | type[ShowAttendTell] | type[Adaptive] | type[UpDown]] = {
     "show_tell": ShowTell,
     "show_attend_tell": ShowAttendTell,
     "adaptive": Adaptive,
+    "up_down": UpDown,
 }
 
 
@@ -422,6 +588,26 @@ def _fusible(words: Tensor) -> bool:
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
     )
+
+
+def _words(
+    decoder: ShowAttendTell | UpDown, memory: Memory, tokens: Tensor, image: Tensor
+) -> Tensor:
+    """Embeddings (n, E) of tokens (n,), with the attributes of their images where there are any."""
+    words: Tensor = decoder.dropout(decoder.embed(tokens))
+    return words if memory.attributes is None else words + memory.attributes[image]
+
+
+def _image_of_token(teacher: Teacher) -> Tensor:
+    return torch.cat([teacher.image[:size] for size in teacher.batch_sizes])
+
+
+def _attributes(
+    decoder: ShowAttendTell | UpDown, memory: Memory, teacher: Teacher
+) -> tuple[Tensor, Tensor] | None:
+    if decoder.attributes is None or memory.detected is None:
+        return None
+    return memory.detected, decoder.attributes.present(teacher, len(memory.values))
 
 
 def _own_words(tokens: Tensor, logits: Tensor | None, prob: float) -> Tensor:

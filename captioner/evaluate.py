@@ -58,7 +58,8 @@ def caption_split(
         for start in range(0, len(indices), batch_images):
             chosen = indices[start : start + batch_images]
             memory, state = decoder.start(dataset.features(chosen).to(device))
-            results = search(partial(decoder.step, memory), state, decode, bad_endings)
+            seeds = [(decode.seed, dataset.examples[index].image_id) for index in chosen]
+            results = search(partial(decoder.step, memory), state, decode, bad_endings, seeds=seeds)
             for index, hypotheses in zip(chosen, results, strict=True):
                 found[dataset.examples[index].image_id] = hypotheses
             bar.update(len(chosen))

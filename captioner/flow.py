@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captioner.decoder import Decoder, ShowAttendTell, ShowTell, Teacher
+from captioner.decoder import Adaptive, Decoder, ShowAttendTell, ShowTell, Teacher, UpDown
+from captioner.errors import ConfigError
 from captioner.lstm import HDetachLSTM, State
 
 Layers: TypeAlias = tuple[Tensor, ...]  # a tensor (n, H) for each layer of the LSTM
@@ -114,7 +115,13 @@ def unroll(decoder: Decoder, features: Tensor, teacher: Teacher, targets: Tensor
 
     Takes features (B, L, D) and targets (tokens,). For ShowTell the picture is step 0, without a
     loss. Everything is as in `eval()`: no dropout; the decoder's mode and random state stay.
+    Raises ConfigError for up_down, whose two LSTMs feed each other.
     """
+    if isinstance(decoder, UpDown):
+        raise ConfigError(
+            "the gradient's flow is measured in one LSTM, and up_down has two; set "
+            "train.gradient_flow_steps to 0, or take another decoder"
+        )
     training = decoder.training
     decoder.eval()
     try:
@@ -124,7 +131,12 @@ def unroll(decoder: Decoder, features: Tensor, teacher: Teacher, targets: Tensor
 
 
 @torch.enable_grad()
-def _unroll(decoder: Decoder, features: Tensor, teacher: Teacher, targets: Tensor) -> Unrolled:
+def _unroll(
+    decoder: ShowTell | ShowAttendTell | Adaptive,
+    features: Tensor,
+    teacher: Teacher,
+    targets: Tensor,
+) -> Unrolled:
     sizes, image = teacher.batch_sizes, teacher.image
     wanted = targets.split(sizes)
     with torch.no_grad():

@@ -7,7 +7,8 @@ ICLR 2019, arXiv 1810.03023, Algorithm 1.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, TypeAlias, overload
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from captioner.errors import ConfigError
 from captioner.packed import linear
 
 State: TypeAlias = tuple[Tensor, Tensor]  # h and c
+Engine: TypeAlias = Literal["auto", "fused", "segments", "definition"]
 Layer: TypeAlias = tuple[Tensor, "Tensor | None", Tensor, Tensor]  # hidden, cells, last h and c
 
 
@@ -140,7 +142,9 @@ class _Sequence(torch.autograd.Function):
         ctx: Any, d_hidden: Tensor | None, d_cells: Tensor | None, dh: Tensor | None, dc: Any
     ) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True
-            raise RuntimeError("second derivatives need the definition: HDetachLSTM(fused=False)")
+            raise RuntimeError(
+                "second derivatives: the fused engine has none; use engine='definition'"
+            )
         x, h0, c0, weight_ih, weight_hh, hidden, cells = ctx.saved_tensors
         sizes = ctx.batch_sizes
         dh = torch.zeros_like(h0) if dh is None else dh.clone()
@@ -209,6 +213,23 @@ def _blocks(batch_sizes: list[int]) -> list[range]:
     return blocks
 
 
+def _torch_lstm(
+    x: Tensor, batch_sizes: list[int], h: Tensor, c: Tensor, weights: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden (rows, H) of packed rows x and the last h and c (B, H), by torch's own LSTM."""
+    states, bias = [h.unsqueeze(0), c.unsqueeze(0)], len(weights) == 4
+    # With training=False cuDNN would keep nothing for the backward pass; there is no dropout here.
+    settings = (bias, 1, 0.0, torch.is_grad_enabled(), False)
+    if batch_sizes[0] == batch_sizes[-1]:
+        x = x.unflatten(0, (len(batch_sizes), batch_sizes[0]))
+        output, h, c = torch.lstm(x, states, weights, *settings, False)
+        output = output.flatten(0, 1)
+    else:
+        sizes = torch.tensor(batch_sizes)
+        output, h, c = torch.lstm(x, sizes, states, weights, *settings)
+    return output, h.squeeze(0), c.squeeze(0)
+
+
 class HDetachLSTM(nn.Module):
     """A drop-in for `torch.nn.LSTM` with h-detach.
 
@@ -230,7 +251,11 @@ class HDetachLSTM(nn.Module):
         share_detach: one draw for all layers, as the authors' code, or one per layer.
         detach: "h", or "c" for the paper's ablation that blocks the cell state instead.
         generator: of the draws; torch's default one if None.
-        fused: False runs the definition step by step, for second derivatives and comparisons.
+        engine: how a sequence is computed, always with the same values and gradients.
+            "fused": one forward and one backward pass without a graph of steps.
+            "segments": torch's own LSTM from each blocked step to the next, on a GPU cuDNN's.
+            "definition": step by step, as above; has second derivatives.
+            "auto": fused on a CPU, segments elsewhere.
 
     Shapes: input (T, B, I), (B, T, I) with batch_first, (T, I) or a PackedSequence; h and c
         (num_layers, B, H); output like the input with H in place of I.
@@ -256,7 +281,7 @@ class HDetachLSTM(nn.Module):
         share_detach: bool = True,
         detach: Literal["h", "c"] = "h",
         generator: torch.Generator | None = None,
-        fused: bool = True,
+        engine: Engine = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -270,10 +295,12 @@ class HDetachLSTM(nn.Module):
             raise ConfigError(f"detach_prob is {detach_prob}; it must be in [0, 1]")
         if detach not in ("h", "c"):
             raise ConfigError(f"detach is {detach!r}; it must be 'h' or 'c'")
+        if engine not in get_args(Engine):
+            raise ConfigError(f"engine is {engine!r}; it must be one of {get_args(Engine)}")
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
         self.bias, self.batch_first, self.dropout = bias, batch_first, dropout
         self.detach_prob, self.share_detach, self.detach = detach_prob, share_detach, detach
-        self.generator, self.fused = generator, fused
+        self.generator, self.engine = generator, engine
         for layer in range(num_layers):
             width = input_size if layer == 0 else hidden_size
             for name, shape in (
@@ -375,7 +402,7 @@ class HDetachLSTM(nn.Module):
         if hx is None:
             zeros = x.new_zeros(self.num_layers, batch_sizes[0], self.hidden_size)
             hx = (zeros, zeros)
-        layer_of = self._define_layer if self._plain() else self._fused_layer
+        layer_of = self._layer_of(x.device.type, with_cells)
         last_h, last_c = [], []
         for layer in range(self.num_layers):
             x, cells, h, c = layer_of(
@@ -387,11 +414,18 @@ class HDetachLSTM(nn.Module):
                 x = F.dropout(x, self.dropout, self.training)
         return x, cells, (torch.stack(last_h), torch.stack(last_c))
 
-    def _plain(self) -> bool:
-        """Whether the definition is to run: asked for, or traced by a compiler or exporter."""
-        return not self.fused or torch.compiler.is_compiling()
+    def _layer_of(self, device: str, with_cells: bool) -> Callable[..., Layer]:
+        """The method that computes a layer; the definition if a compiler or exporter traces it."""
+        engine = self.engine
+        if engine == "auto":  # torch's LSTM does not return c of every step
+            engine = "fused" if device == "cpu" or with_cells else "segments"
+        elif engine == "segments" and with_cells:
+            engine = "definition"
+        if engine == "definition" or torch.compiler.is_compiling():
+            return self._define_layer
+        return self._fuse_layer if engine == "fused" else self._segment_layer
 
-    def _fused_layer(
+    def _fuse_layer(
         self,
         layer: int,
         x: Tensor,
@@ -412,6 +446,54 @@ class HDetachLSTM(nn.Module):
                 x, h, c, *weights, bias, batch_sizes, blocked, self.detach, with_cells
             )
         return out
+
+    def _segment_layer(
+        self,
+        layer: int,
+        x: Tensor,
+        h: Tensor,
+        c: Tensor,
+        batch_sizes: list[int],
+        blocked: list[bool],
+        with_cells: bool,
+    ) -> Layer:
+        """Torch's LSTM from each blocked step to the next, which starts at (h.detach(), c).
+
+        No gradient but that through the states passes from one segment to another, so this is exact
+        for c-detach as well. Gives no c of the steps in between.
+        """
+        kind, cell_type = x.device.type, c.dtype
+        low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+        weights = self._chunk(layer, low)
+        x, h, c = x.to(low), h.to(low).contiguous(), c.to(low).contiguous()
+        outputs, ended_h, ended_c, row = [], [], [], 0
+        starts = [0, *(t for t in range(1, len(blocked)) if blocked[t])]
+        with torch.autocast(kind, enabled=False):
+            for start, stop in zip(starts, [*starts[1:], len(blocked)], strict=True):
+                sizes = batch_sizes[start:stop]
+                if sizes[0] < len(h):
+                    ended_h.append(h[sizes[0] :])
+                    ended_c.append(c[sizes[0] :])
+                    h, c = h[: sizes[0]], c[: sizes[0]]
+                if blocked[start]:
+                    h, c = (h.detach(), c) if self.detach == "h" else (h, c.detach())
+                output, h, c = _torch_lstm(x[row : row + sum(sizes)], sizes, h, c, weights)
+                outputs.append(output)
+                row += sum(sizes)
+        last_h, last_c = torch.cat([h, *ended_h[::-1]]), torch.cat([c, *ended_c[::-1]])
+        return torch.cat(outputs), None, last_h, last_c.to(cell_type)
+
+    def _chunk(self, layer: int, dtype: torch.dtype) -> list[Tensor]:
+        """The weights of a layer in torch's order; on a GPU in one piece, as cuDNN wants them.
+
+        Otherwise cuDNN would put them together for every segment anew.
+        """
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
+        weights = [getattr(self, f"{name}_l{layer}").to(dtype) for name in names]
+        if weights[0].device.type != "cuda":
+            return weights
+        parts = torch.cat([w.flatten() for w in weights]).split([w.numel() for w in weights])
+        return [part.view_as(w) for part, w in zip(parts, weights, strict=True)]
 
     def _define_layer(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from captioner.buffers import reused
 from captioner.config import TrainConfig
@@ -31,7 +32,9 @@ def caption_loss(
     equation 7).
 
     With attention, adds `attention_penalty` times the mean over captions and cells of
-    (1 - sum_t alpha)^2, the doubly stochastic penalty (Xu et al. 2015, equation 14).
+    (1 - sum_t alpha)^2, the doubly stochastic penalty (Xu et al. 2015, equation 14). With
+    attributes, and captions that were written, adds `attribute_weight` times the mean over images
+    of the detector's binary cross-entropy, summed over the attributes.
     """
     loss, plain = cross_entropy(
         prediction, targets, settings.label_smoothing, weights, batch_sizes[0]
@@ -41,6 +44,10 @@ def caption_loss(
         row = torch.cat([torch.arange(size) for size in batch_sizes]).to(attention.device)
         seen = attention.new_zeros(batch_sizes[0], attention.shape[1]).index_add(0, row, attention)
         loss = loss + settings.attention_penalty * ((1 - seen) ** 2).mean()
+    if prediction.attributes is not None and weights is None:
+        logits, present = prediction.attributes
+        detection = F.binary_cross_entropy_with_logits(logits.float(), present, reduction="sum")
+        loss = loss + settings.attribute_weight * detection / len(logits)
     return loss, plain
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import os
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from captioner.data import CaptionDataset, Reader
@@ -24,77 +27,107 @@ _CROP = 0.2  # at most this share of a side is cut away
 _LIGHT = 0.2  # brightness and contrast change by at most this share
 _BATCHES_AHEAD = 2
 _PICTURES_AT_ONCE = 16
+_KEPT_BYTES = 4 << 30
 
 
 class Photographs:
-    """Reads the photographs of a data set for an encoder that learns.
+    """Reads the images of a data set for an encoder that learns or sees them augmented.
 
-    Raises DataError, one line, for a photograph that cannot be read.
+    `folder` holds them, or one folder for each data folder of the data set. What the encoder sees
+    of each image is read once and kept, where all of it takes less than 4 GiB.
+    Raises DataError, one line, for an image that cannot be read.
     """
 
-    def __init__(self, folder: Path, dataset: CaptionDataset, encoder: Encoder):
-        self._folder, self._dataset, self._encoder = folder, dataset, encoder
-        first = folder / dataset.examples[0].image
-        if not first.is_file():
-            raise DataError(
-                f"no photograph at {first}; give the folder that holds the photographs as --images"
-            )
+    def __init__(self, folder: Path | Sequence[Path], dataset: CaptionDataset, encoder: Encoder):
+        self._folders = [folder] if isinstance(folder, Path) else list(folder)
+        self._dataset, self._encoder = dataset, encoder
+        for number, own in enumerate(self._folders):
+            first = own / dataset.examples[dataset.folder_of.index(number)].image
+            if not first.is_file():
+                raise DataError(
+                    f"no photograph at {first}; give the folder that holds the photographs as "
+                    "--images"
+                )
+        self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        shape = (len(dataset), 3, encoder.image_size, encoder.image_size)
+        self._kept: Tensor | None = None  # (N, 3, S, S)
+        if math.prod(shape) <= _KEPT_BYTES:
+            self._kept = torch.empty(shape, dtype=torch.uint8, device=encoder.mean.device)
+        self._known = [False] * len(dataset)
 
     def augmented(self, seed: int) -> Reader:
-        """A reader of what the frozen part of the encoder makes of augmented pictures.
+        """A reader of what the frozen part of the encoder makes of augmented images.
 
-        Each picture is cut by at most a fifth of its width and height, made lighter or darker, and
-        mirrored where asked; its colours stay, because captions name them. The same seed changes a
-        picture in the same way, whatever is read before it.
+        Each image is cut by at most a fifth of its width and height, made lighter or darker, and
+        mirrored where asked; its colours stay, because captions name them. The same seed changes an
+        image in the same way, whatever is read before it. Where nothing of the encoder learns, the
+        reader gives its features.
         """
 
         @torch.no_grad()
         def read(indices: Sequence[int], mirrored: Sequence[bool]) -> Tensor:
-            pixels = []
-            for index, mirror in zip(indices, mirrored, strict=True):
-                generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-                cut = self._encoder.preprocess(_cropped(self._picture(index), generator))
-                cut = _lit(cut.float(), generator)
-                pixels.append(cut.flip(-1) if mirror else cut)
-            batch = torch.stack(pixels).to(self._encoder.mean.device)
-            return self._encoder.frozen_part(batch)
+            pixels = augment(
+                self._pixels(indices),
+                [torch.Generator().manual_seed(seed * 1_000_003 + index) for index in indices],
+                mirrored,
+            )
+            frozen = self._encoder.frozen_part(pixels)
+            learns = self._encoder.trained_blocks > 0
+            return frozen if learns else self._encoder.trained_part(frozen)
 
         return read
 
-    def encoded(self, *, progress: bool = False) -> Reader:
-        """A reader of the features that the encoder gives now; all are made at once, in float16."""
+    def encoded(self, encoder: Encoder | None = None, *, progress: bool = False) -> Reader:
+        """A reader of the features that the encoder gives now; all are made at once, in float16.
+
+        `encoder` takes the place of the object's own.
+        """
+        encoder = encoder or self._encoder
         made, total = [], len(self._dataset)
         bar = tqdm(total=total, unit="img", desc="encoding", disable=not progress, leave=False)
         with torch.inference_mode(), bar:
             for start in range(0, total, _PICTURES_AT_ONCE):
                 some = range(start, min(start + _PICTURES_AT_ONCE, total))
-                pixels = torch.stack(
-                    [self._encoder.preprocess(self._picture(index)) for index in some]
-                )
-                made.append(self._encoder(pixels.to(self._encoder.mean.device)).half().cpu())
+                made.append(encoder(self._pixels(some)).half().cpu())
                 bar.update(len(some))
         features = torch.cat(made)  # (N, L, D)
         return lambda indices, _mirrored: features[list(indices)].float()
 
-    def _picture(self, index: int) -> Image.Image:
-        return open_image(self._folder / self._dataset.examples[index].image)
+    def _pixels(self, indices: Sequence[int]) -> Tensor:
+        """What the encoder sees of some images, uint8 (n, 3, S, S) on its device."""
+        unknown = [index for index in indices if not self._known[index]]
+        read = list(self._pool.map(self._read, unknown))
+        device = self._encoder.mean.device
+        if self._kept is None:
+            return torch.stack(read).to(device)
+        for index, pixels in zip(unknown, read, strict=True):
+            self._kept[index] = pixels.to(device)
+            self._known[index] = True
+        return self._kept[torch.tensor(indices, device=device)]
+
+    def _read(self, index: int) -> Tensor:
+        folder = self._folders[self._dataset.folder_of[index]]
+        return self._encoder.preprocess(open_image(folder / self._dataset.examples[index].image))
 
 
-def _cropped(image: Image.Image, generator: torch.Generator) -> Image.Image:
-    shares = torch.rand(4, generator=generator).tolist()
-    width, height = (
-        round(side * (1 - _CROP * share)) for side, share in zip(image.size, shares, strict=False)
+def augment(
+    pixels: Tensor, generators: Sequence[torch.Generator], mirrored: Sequence[bool]
+) -> Tensor:
+    """Crop, light and mirror images: pixels (B, 3, S, S) in 0..255, each by its own generator."""
+    numbers = torch.stack([torch.rand(6, generator=g) for g in generators])  # on the CPU: the same
+    size = 1 - _CROP * numbers[:, :2]  # shares of the width and the height that are left
+    centre = (1 - size) * (2 * numbers[:, 2:4] - 1)
+    scale = size * torch.tensor([[-1.0, 1.0] if flip else [1.0, 1.0] for flip in mirrored])
+    theta = torch.cat([torch.diag_embed(scale), centre.unsqueeze(2)], 2).to(pixels.device)
+    grid = F.affine_grid(theta, list(pixels.shape), align_corners=False)
+    cut = F.grid_sample(
+        pixels.float(), grid, mode="bilinear", padding_mode="border", align_corners=False
     )
-    left, top = round((image.width - width) * shares[2]), round((image.height - height) * shares[3])
-    return image.crop((left, top, left + width, top + height))
-
-
-def _lit(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Pixels (3, S, S) in 0..255 with another brightness and contrast."""
-    brightness, contrast = (1 + _LIGHT * (2 * torch.rand(2, generator=generator) - 1)).tolist()
-    mean = pixels.mean() * brightness
-    lit: Tensor = (pixels * brightness - mean) * contrast + mean
-    return lit.clamp_(0, 255)
+    light = (1 + _LIGHT * (2 * numbers[:, 4:] - 1)).to(pixels.device).view(-1, 2, 1, 1, 1)
+    brightness, contrast = light.unbind(1)
+    cut = cut * brightness
+    mean = cut.mean((1, 2, 3), keepdim=True)
+    return ((cut - mean) * contrast + mean).clamp_(0, 255)
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:

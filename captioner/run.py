@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from captioner.checkpoint import Checkpoint, load, load_state, save_state
-from captioner.config import Config, TrainConfig
-from captioner.data import CaptionDataset
+from captioner.config import Config, EncoderConfig, TrainConfig
+from captioner.data import CaptionDataset, joint_vocabulary
 from captioner.decoder import Decoder, make_decoder
 from captioner.encoder import Encoder
 from captioner.errors import ConfigError
@@ -76,7 +76,7 @@ class Run:
 
     config: Config
     data: CaptionDataset
-    validation: CaptionDataset
+    validation: list[CaptionDataset]  # one for each data folder
     network: Network
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
@@ -84,7 +84,9 @@ class Run:
     out: Path
     critic: SelfCritical | None  # where captions are drawn
     start: Checkpoint | None  # where training began
-    photographs: Photographs | None  # of `data`, where the encoder learns
+    encoder: Encoder | None  # what photographs are read with; learns where `network` has it
+    photographs: Photographs | None  # of `data`, where they are read
+    validation_photographs: list[Photographs]  # of `validation`, likewise
     origin: Mapping[str, Tensor] | None  # weights at the start, where some of them is kept
     progress: Progress = field(default_factory=Progress)
     opened: float = field(default_factory=time.monotonic)
@@ -128,7 +130,12 @@ def prepare(config: Config, resume: bool) -> Run:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     device = choose_device(settings.device)
-    data, validation = CaptionDataset(config.data, "train"), CaptionDataset(config.data, "val")
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    vocabulary = joint_vocabulary(config.folders, settings.min_count)
+    data = CaptionDataset(config.folders, "train", vocabulary)
+    validation = [CaptionDataset(folder, "val", vocabulary) for folder in config.folders]
     start = load(settings.start) if settings.start else None
     if start is not None:
         _check_start(start, config, data)
@@ -136,11 +143,18 @@ def prepare(config: Config, resume: bool) -> Run:
     if start is not None:
         _start_from(start, decoder, settings.sharpen)
     encoder = photographs = None
-    if settings.encoder_blocks:
-        encoder = Encoder(data.store.encoder, start.encoder_state if start else None)
+    validation_photographs: list[Photographs] = []
+    if _reads_photographs(settings):
+        encoder = Encoder(_encoder_config(data, start), start.encoder_state if start else None)
         encoder.unfreeze(settings.encoder_blocks)
-        photographs = Photographs(Path(config.images), data, encoder)
-    network = Network(decoder, encoder).to(device)
+        encoder.to(device)
+        folders = [Path(folder) for folder in config.image_folders]
+        photographs = Photographs(folders, data, encoder)
+        validation_photographs = [
+            Photographs(folder, split, encoder)
+            for folder, split in zip(folders, validation, strict=True)
+        ]
+    network = Network(decoder, encoder if settings.encoder_blocks else None).to(device)
     average = None
     if settings.average:
         average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(settings.average))
@@ -151,7 +165,7 @@ def prepare(config: Config, resume: bool) -> Run:
         origin = {name: weight.clone() for name, weight in network.state_dict().items()}
     run = Run(
         config, data, validation, network, average, optimizer, device, out, critic, start,
-        photographs, origin,
+        encoder, photographs, validation_photographs, origin,
     )  # fmt: skip
     if resume:
         _restore(run, load_state(state_file))
@@ -160,11 +174,25 @@ def prepare(config: Config, resume: bool) -> Run:
     return run
 
 
+def _reads_photographs(settings: TrainConfig) -> bool:
+    return settings.augment or settings.encoder_blocks > 0
+
+
+def _encoder_config(data: CaptionDataset, start: Checkpoint | None) -> EncoderConfig:
+    """That of the data, with the weights of the checkpoint that training starts from."""
+    if start is None or start.encoder_state is None:
+        return data.store.encoder
+    return replace(data.store.encoder, weights=start.encoder.weights)
+
+
 def _check_start(start: Checkpoint, config: Config, data: CaptionDataset) -> None:
     """Raise ConfigError unless a checkpoint has the shape, words and encoder of this run."""
+    encoder = data.store.encoder
+    if _reads_photographs(config.train):  # then the data's features are not used
+        encoder = replace(_encoder_config(data, start), image_size=start.encoder.image_size)
     for name, ours, theirs in (
         ("model", config.model, start.model),
-        ("encoder", data.store.encoder, start.encoder),
+        ("encoder", encoder, start.encoder),
         ("vocabulary", data.vocabulary, start.vocabulary),
     ):
         same = ours == theirs

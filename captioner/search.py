@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,6 +22,9 @@ from captioner.vocabulary import BOS, EOS, PAD, UNWRITTEN
 
 State: TypeAlias = tuple[Tensor, ...]
 Step: TypeAlias = Callable[[Tensor, State, Tensor], tuple[Tensor, State, "Tensor | None"]]
+Seed: TypeAlias = "int | Sequence[int]"
+
+_LOOK_EVERY = 4  # see `sample`
 
 
 @dataclass(frozen=True)
@@ -34,43 +38,65 @@ class Hypothesis:
 
 
 def search(
-    step: Step, state: State, config: DecodeConfig, bad_endings: Sequence[int] = ()
+    step: Step,
+    state: State,
+    config: DecodeConfig,
+    bad_endings: Sequence[int] = (),
+    *,
+    seeds: Sequence[Seed] | None = None,
+    attention: bool = True,
 ) -> list[list[Hypothesis]]:
-    """Captions of every picture, best first, at most `config.captions` each.
+    """Return the captions of every image, best first, at most `config.captions` each.
 
-    `state` has a row a picture. Sampling if `config.sample`, otherwise a beam search. No caption
+    `state` has a row an image. Samples if `config.sample`, otherwise a beam search. No caption
     ends with a word of `bad_endings` if `config.whole_endings`, unless it is cut at `max_words` or
-    `block_repeats` leaves it no other word. What a caption may not go on with costs its
-    log-probability nothing and gives it nothing: the other words keep their probabilities.
+    `block_repeats` leaves it no other word. Blocked words are masked without renormalising, so
+    scores stay comparable.
+
+    Samples depend on the image and on its seed, not on the other images: `seeds` has one for each
+    image; by default each has `config.seed`. Without `attention` none is kept, which is faster.
     """
-    find = sample if config.sample else beam_search
-    return [found[: config.captions] for found in find(step, state, config, bad_endings)]
+    if config.sample:
+        uniforms = None if seeds is None else draw_uniforms(seeds, config)
+        return sample(step, state, config, bad_endings, uniforms=uniforms, attention=attention)
+    found = beam_search(step, state, config, bad_endings, attention=attention)
+    return [hypotheses[: config.captions] for hypotheses in found]
 
 
 @torch.inference_mode()
 def beam_search(
-    step: Step, state: State, config: DecodeConfig, bad_endings: Sequence[int] = ()
+    step: Step,
+    state: State,
+    config: DecodeConfig,
+    bad_endings: Sequence[int] = (),
+    *,
+    attention: bool = True,
 ) -> list[list[Hypothesis]]:
-    """The `beam_size` best captions of each picture, all pictures at once.
+    """The `beam_size` best captions of each image, all images at once.
 
-    A hypothesis is finished when EOS is among the `beam_size` best continuations. A picture is done
+    A hypothesis is finished when EOS is among the `beam_size` best continuations. An image is done
     when it has `beam_size` finished ones; at `max_words` the unfinished are taken as they are.
-    Unknown words are never written, and a caption has at least one word.
+    Unknown words are never written, and a caption has at least one word. No two captions of an
+    image are equal.
     """
     pictures, beams = len(state[0]), config.beam_size
     device = state[0].device
     open_ = image = torch.arange(pictures, device=device)  # pictures not done; that of each row
     tokens = torch.full((pictures,), BOS, device=device)
     scores = torch.zeros(pictures, 1, device=device)  # one row a picture at first, then `beams`
+    unwritten = torch.tensor([*UNWRITTEN, EOS], device=device)
     history = _History()
     rules = _Rules(tokens, config, bad_endings)
     finished: list[list[_Finished]] = [[] for _ in range(pictures)]
 
     for length in range(config.max_words + 1):
-        logits, state, attention = step(tokens, state, image)
-        history.attention.append(attention)
+        logits, state, looked = step(tokens, state, image)
+        history.attention.append(looked if attention else None)
         best, parent, word = _continuations(
-            _allowed(logits, first=length == 0), scores, beams, rules.barred(tokens)
+            _allowed(logits, unwritten[: 4 if length == 0 else 3]),
+            scores,
+            beams,
+            rules.barred(tokens),
         )
 
         ends = word == EOS
@@ -138,48 +164,115 @@ def _continuations(
 
 @torch.inference_mode()
 def sample(
-    step: Step, state: State, config: DecodeConfig, bad_endings: Sequence[int] = ()
+    step: Step,
+    state: State,
+    config: DecodeConfig,
+    bad_endings: Sequence[int] = (),
+    *,
+    uniforms: Tensor | None = None,
+    attention: bool = True,
+    look_every: int = 0,
 ) -> list[list[Hypothesis]]:
-    """`captions` random captions of each picture, by temperature, top-k and top-p."""
-    pictures, copies = len(state[0]), config.captions
+    """Sample `captions` captions of each image, by temperature, top-k and top-p; best first.
+
+    The samples of an image are independent: a likely caption may come more than once. Word t of
+    sample k is the inverse of the cumulative probabilities at uniforms[image, k, t], a number in
+    [0, 1); by default all images have the same numbers, those of `config.seed`. Without `attention`
+    none is kept. Every `look_every` steps the rows of finished samples are dropped, which waits for
+    the device and changes nothing in the result; 0: at every step on a CPU, else at every 4th.
+    """
+    images, copies, most = len(state[0]), config.captions, config.max_words
     device = state[0].device
-    generator = torch.Generator(device).manual_seed(config.seed)
-    image = torch.arange(pictures, device=device).repeat_interleave(copies)
-    state = tuple(part.repeat_interleave(copies, 0) for part in state)
-    tokens = torch.full((pictures * copies,), BOS, device=device)
-    totals = torch.zeros(pictures * copies, device=device)
-    history = _History()
-    rules = _Rules(tokens, config, bad_endings)
-    finished: list[list[_Finished]] = [[] for _ in range(pictures)]
-    for length in range(config.max_words):
-        logits, state, attention = step(tokens, state, image)
-        history.attention.append(attention)
-        logits = allowed = _allowed(logits, first=length == 0)
-        barred = rules.barred(tokens)
-        if barred is not None:
-            allowed = logits.scatter(1, barred, -torch.inf)
-            ends_all = _dead_end(allowed).squeeze(1)
-            allowed[ends_all, EOS] = logits[ends_all, EOS]
-        kept = _truncate(allowed / config.temperature, config.top_k, config.top_p)
-        tokens = torch.multinomial(kept.softmax(-1), 1, generator=generator).squeeze(1)
-        chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
-        totals = totals + chosen - logits.logsumexp(-1)
-        ends = tokens == EOS
-        for row in ends.nonzero().flatten().tolist():
-            found = _Finished(float(totals[row]), length, row, ended=True)
-            finished[int(image[row])].append(found)
-        rows = (~ends).nonzero().flatten()
-        tokens, totals, image = tokens[rows], totals[rows], image[rows]
-        if not len(rows):
-            break
-        state = tuple(part[rows] for part in state)
+    if uniforms is None:
+        uniforms = draw_uniforms([config.seed], config).expand(images, -1, -1)
+    uniforms = uniforms.reshape(-1, most).to(device)  # (N, max_words), N = images * copies
+    written = torch.full_like(uniforms, PAD, dtype=torch.long)
+    totals = torch.zeros(len(uniforms), device=device)
+    sample_of = torch.arange(len(uniforms), device=device)  # the sample of each row
+    image = torch.arange(images, device=device)
+    tokens = torch.full_like(image, BOS)
+    unwritten = torch.tensor([*UNWRITTEN, EOS], device=device)
+    rules = _Rules(tokens.repeat_interleave(copies), config, bad_endings)
+    kept: list[tuple[Tensor, Tensor]] = []
+    look_every = look_every or (1 if device.type == "cpu" else _LOOK_EVERY)
+    for t in range(most):
+        logits, state, looked = step(tokens, state, image)
+        if t == 0:  # the samples of an image have had their first step together
+            logits, tokens, image = (
+                part.repeat_interleave(copies, 0) for part in (logits, tokens, image)
+            )
+            state = tuple(part.repeat_interleave(copies, 0) for part in state)
+            looked = looked if looked is None else looked.repeat_interleave(copies, 0)
+        if attention and looked is not None:
+            kept.append((sample_of, looked))
+        log_probs = _allowed(logits, unwritten[: 4 if t == 0 else 3]).log_softmax(-1)
+        probs = _truncated(log_probs, rules.barred(tokens), config)
+        drawn = _inverse(probs, uniforms[sample_of, t])
+        over = (tokens == EOS) | (tokens == PAD)
+        chosen = log_probs.gather(1, drawn.unsqueeze(1)).squeeze(1)
+        totals.index_add_(0, sample_of, chosen.masked_fill(over, 0))
+        tokens = drawn.masked_fill(over, PAD)
+        written[sample_of, t] = tokens
+        rows = None
+        if (t + 1) % look_every == 0:
+            rows = ((tokens != EOS) & (tokens != PAD)).nonzero().squeeze(1)
+            if not len(rows):
+                break
+            if len(rows) < len(tokens):
+                tokens, image, sample_of = tokens[rows], image[rows], sample_of[rows]
+                state = tuple(part[rows] for part in state)
+            else:
+                rows = None
         rules.follow(rows, tokens)
-        history.parents.append(rows.tolist())
-        history.words.append(tokens.tolist())
-    for row, (number, total) in enumerate(zip(image.tolist(), totals.tolist(), strict=True)):
-        finished[number].append(_Finished(total, config.max_words, row, ended=False))
-    captions = [[history.hypothesis(end, config) for end in found] for found in finished]
-    return [sorted(found, key=lambda hypothesis: -hypothesis.score) for found in captions]
+    found = _samples(written, totals, kept, config)
+    return [
+        sorted(found[first : first + copies], key=lambda hypothesis: -hypothesis.score)
+        for first in range(0, len(found), copies)
+    ]
+
+
+def draw_uniforms(seeds: Sequence[Seed], config: DecodeConfig, block: int = 0) -> Tensor:
+    """Draw numbers in [0, 1) from each seed: (seeds, captions, max_words), on the CPU.
+
+    Every `block` of a seed has numbers of its own; they do not depend on the other seeds.
+    """
+    shape = (block + 1, config.captions, config.max_words)
+    blocks = [np.random.default_rng(_entropy(seed)).random(shape, np.float32) for seed in seeds]
+    return torch.from_numpy(np.stack([drawn[block] for drawn in blocks]))
+
+
+def _entropy(seed: Seed) -> list[int]:
+    """What numpy takes for a seed: numbers that are not negative."""
+    return [part % (1 << 64) for part in ([seed] if isinstance(seed, int) else seed)]
+
+
+def _inverse(probs: Tensor, uniforms: Tensor) -> Tensor:
+    """The word (n,) at which the cumulative sum of `probs` (n, V) passes that share of it (n,)."""
+    sums = probs.cumsum(-1)
+    at = torch.searchsorted(sums, uniforms.unsqueeze(1) * sums[:, -1:], right=True)
+    at.clamp_(max=probs.shape[1] - 1)
+    possible = probs.gather(1, at) > 0  # rounding may lead to a neighbour that is not
+    return torch.where(possible, at, probs.argmax(-1, keepdim=True)).squeeze(1)
+
+
+def _samples(
+    written: Tensor, totals: Tensor, kept: Sequence[tuple[Tensor, Tensor]], config: DecodeConfig
+) -> list[Hypothesis]:
+    """Hypotheses from samples: words and EOS `written` (N, max_words), log-probabilities (N,)."""
+    looks = None
+    if kept:
+        cells = kept[0][1].shape[1]
+        looks = torch.zeros(len(written), len(kept), cells, dtype=kept[0][1].dtype)
+        for t, (sample_of, looked) in enumerate(kept):
+            looks[sample_of.cpu(), t] = looked.cpu()
+    found = []
+    for number, (words, total) in enumerate(zip(written.tolist(), totals.tolist(), strict=True)):
+        ended = EOS in words
+        length = words.index(EOS) if ended else len(words)
+        score = total / (length + ended) ** config.length_norm
+        own = None if looks is None else looks[number, :length].clone()
+        found.append(Hypothesis(words[:length], score, total, own))
+    return found
 
 
 class _Rules:
@@ -203,10 +296,11 @@ class _Rules:
             found.append(before[..., -1].where((before[..., :-1] == now).all(2), PAD))
         return torch.cat(found, 1) if found else None
 
-    def follow(self, rows: Tensor, tokens: Tensor) -> None:
-        """Go on with `tokens`, the next words of `rows`."""
+    def follow(self, rows: Tensor | None, tokens: Tensor) -> None:
+        """Go on with `tokens`, the next words of `rows`; None: of all rows."""
         if self._repeats:
-            self._written = torch.cat([self._written[rows], tokens.unsqueeze(1)], 1)
+            before = self._written if rows is None else self._written[rows]
+            self._written = torch.cat([before, tokens.unsqueeze(1)], 1)
 
 
 def _dead_end(log_probs: Tensor) -> Tensor:
@@ -246,20 +340,29 @@ class _History:
         return Hypothesis(words[::-1], score, end.log_prob, attention)
 
 
-def _allowed(logits: Tensor, first: bool) -> Tensor:
-    """Logits in float32 with the words that are never written, or not yet, set to -inf in place."""
-    logits = logits.float()
-    logits[:, [*UNWRITTEN, EOS] if first else UNWRITTEN] = -torch.inf
-    return logits
+def _allowed(logits: Tensor, never: Tensor) -> Tensor:
+    """Logits in float32 with the words that may not be written set to -inf in place."""
+    return logits.float().index_fill_(1, never, -torch.inf)
 
 
-def _truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Keep the `top_k` likeliest words, then the likeliest that hold `top_p` together."""
-    if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -torch.inf)
-    if top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        drop = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= top_p)
-        logits = logits.masked_fill(drop, -torch.inf)
-    return logits
+def _truncated(log_probs: Tensor, barred: Tensor | None, config: DecodeConfig) -> Tensor:
+    """The probabilities (n, V) to sample from.
+
+    Without the words `barred` (n, m) and by temperature, then the `top_k` likeliest words, then the
+    likeliest that hold `top_p` together.
+    """
+    if barred is None and config.temperature == 1 and config.top_p == 1 and not config.top_k:
+        return log_probs.exp()
+    left = log_probs
+    if barred is not None:
+        left = log_probs.scatter(1, barred, -torch.inf)
+        left[:, EOS] = torch.where(_dead_end(left).squeeze(1), log_probs[:, EOS], left[:, EOS])
+    left = left / config.temperature
+    if 0 < config.top_k < left.shape[-1]:
+        left = left.masked_fill(left < left.topk(config.top_k).values[:, -1:], -torch.inf)
+    if config.top_p < 1:
+        ordered, order = left.softmax(-1).sort(descending=True)
+        before = ordered.cumsum(-1) - ordered
+        drop = torch.zeros_like(before, dtype=torch.bool).scatter(1, order, before >= config.top_p)
+        left = left.masked_fill(drop, -torch.inf)
+    return left.softmax(-1)

@@ -17,7 +17,7 @@ from captioner.cider import CiderD
 from captioner.config import DecodeConfig, TrainConfig
 from captioner.data import Batch, CaptionDataset, pack
 from captioner.decoder import Decoder
-from captioner.search import State, Step, search
+from captioner.search import Seed, State, Step, search
 from captioner.vocabulary import tokenize
 
 END = "<eos>"  # counted as a word, so that a caption cut off in the middle scores less
@@ -48,8 +48,9 @@ class SelfCritical:
 
     @torch.no_grad()
     def draw(self, decoder: Decoder, batch: Batch, seed: int) -> Drawn:
-        """Draw `samples` captions of each picture; a decoder in `eval()` draws as it will learn.
+        """Sample `samples` captions of each image; a decoder in `eval()` draws as it will learn.
 
+        What is drawn depends on the weights, the image and `seed`, not on the rest of the batch.
         The end of a caption that was cut at `max_words` was not drawn and has no weight.
         """
         settings = self._settings
@@ -58,9 +59,8 @@ class SelfCritical:
         draws = self._captions(
             step,
             state,
-            DecodeConfig(
-                sample=True, captions=settings.samples, max_words=settings.max_words, seed=seed
-            ),
+            DecodeConfig(sample=True, captions=settings.samples, max_words=settings.max_words),
+            [(seed, image) for image in batch.examples],
         )
         rewards = torch.tensor(
             [
@@ -84,8 +84,11 @@ class SelfCritical:
             by_step[-1] = torch.zeros_like(by_step[-1])
         return Drawn(packed, torch.cat(by_step), float(rewards.mean()))
 
-    def _captions(self, step: Step, state: State, decode: DecodeConfig) -> list[list[list[int]]]:
-        return [[found.tokens for found in own] for own in search(step, state, decode)]
+    def _captions(
+        self, step: Step, state: State, decode: DecodeConfig, seeds: Sequence[Seed] | None = None
+    ) -> list[list[list[int]]]:
+        found = search(step, state, decode, seeds=seeds, attention=False)
+        return [[hypothesis.tokens for hypothesis in own] for own in found]
 
     def _reward(self, picture: int, tokens: Sequence[int]) -> float:
         words = self._vocabulary.decode(tokens)

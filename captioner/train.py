@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from captioner.checkpoint import Checkpoint, save
 from captioner.config import Config, TrainConfig
-from captioner.data import Batch
+from captioner.data import Batch, CaptionDataset
 from captioner.decoder import Decoder, Teacher
 from captioner.errors import ConfigError
 from captioner.evaluate import best_captions, caption_split, references
@@ -24,7 +24,7 @@ from captioner.flow import gradient_flow, unroll
 from captioner.journal import Journal
 from captioner.metrics import ReferenceScorer
 from captioner.objective import caption_loss, cross_entropy, detach_probability, learning_rate
-from captioner.photographs import Photographs, ahead
+from captioner.photographs import ahead
 from captioner.run import Network, Progress, Run, prepare, save_run
 
 
@@ -46,7 +46,7 @@ def train(config: Config, *, resume: bool = False, show_progress: bool = True) -
     """
     run = prepare(config, resume)
     settings, progress = config.train, run.progress
-    scorer = ReferenceScorer(references(run.validation))
+    scorers = [ReferenceScorer(references(split)) for split in run.validation]
     with (
         _stop_at_step_end() as stop,
         Journal(run.out, progress.log_bytes, progress.step) as journal,
@@ -60,7 +60,7 @@ def train(config: Config, *, resume: bool = False, show_progress: bool = True) -
                 disable=not show_progress,
             ) as bar:
                 _train_epoch(run, journal, stop, bar)
-            _end_epoch(run, journal, scorer)
+            _end_epoch(run, journal, scorers)
             if stop:
                 raise KeyboardInterrupt
     return Result(run.out / "best", progress.best, progress.epoch, run.seconds())
@@ -93,6 +93,8 @@ def epoch_batches(run: Run) -> Iterator[Batch]:
         settings.batch_images,
         max_words=settings.max_words,
         captions_per_image=settings.captions_per_image,
+        equal_images=settings.equal_images,
+        weights=settings.data_weights,
         mirror=settings.mirror,
         seed=seed,
         skip=progress.batch,
@@ -180,19 +182,34 @@ def _features(run: Run, batch: Batch) -> Batch:
     return replace(batch, features=features)
 
 
-def _end_epoch(run: Run, journal: Journal, scorer: ReferenceScorer) -> None:
+def _end_epoch(run: Run, journal: Journal, scorers: Sequence[ReferenceScorer]) -> None:
     """Validate, log, keep the best and the last checkpoint, and save the place."""
+    progress, settings = run.progress, run.config.train
+    if (progress.epoch + 1) % settings.eval_epochs == 0 or progress.epoch + 1 == settings.epochs:
+        _validate(run, journal, scorers)
+    progress.next_epoch()
+    save_run(run, journal.flush())
+
+
+def _validate(run: Run, journal: Journal, scorers: Sequence[ReferenceScorer]) -> None:
     progress, network = run.progress, run.validated
-    if network.encoder is not None:
-        photographs = Photographs(Path(run.config.images), run.validation, network.encoder)
-        run.validation.reader = photographs.encoded(progress=True)
-    cider = validation_cider(network.decoder, run, scorer)
+    _read_validation(run, network)
+    by_folder = [
+        validation_cider(network.decoder, run, split, scorer)
+        for split, scorer in zip(run.validation, scorers, strict=True)
+    ]
+    cider = sum(by_folder) / len(by_folder)
+    several = {}
+    if len(by_folder) > 1:
+        names = (Path(folder).name for folder in run.config.folders)
+        several = {f"cider_{name}": value for name, value in zip(names, by_folder, strict=True)}
     journal.epoch(
         progress.epoch + 1,
         progress.step,
         train_loss=progress.mean_loss,
         val_loss=validation_loss(network.decoder, run),
         cider=cider,
+        **several,
         seconds=run.seconds(),
     )
     _note_score(progress, run.config.train, cider)
@@ -200,8 +217,12 @@ def _end_epoch(run: Run, journal: Journal, scorer: ReferenceScorer) -> None:
     if progress.since_best == 0:
         save(checkpoint, run.out / "best")
     save(checkpoint, run.out / "last")
-    progress.next_epoch()
-    save_run(run, journal.flush())
+
+
+def _read_validation(run: Run, network: Network) -> None:
+    """Make the features of the validation images, where those of the folders do not serve."""
+    for split, photographs in zip(run.validation, run.validation_photographs, strict=False):
+        split.reader = photographs.encoded(network.encoder, progress=True)
 
 
 @torch.inference_mode()
@@ -210,19 +231,23 @@ def validation_loss(decoder: Decoder, run: Run) -> float:
     decoder.eval()
     loss, tokens = 0.0, 0
     settings = run.config.train
-    for batch in run.validation.batches(settings.batch_images, max_words=settings.max_words):
-        prediction = decoder(batch.features.to(run.device), _teacher(batch, run.device))
-        targets = batch.targets.to(run.device)
-        loss += cross_entropy(prediction, targets)[1].item() * len(targets)
-        tokens += len(targets)
+    for split in run.validation:
+        for batch in split.batches(settings.batch_images, max_words=settings.max_words):
+            prediction = decoder(batch.features.to(run.device), _teacher(batch, run.device))
+            targets = batch.targets.to(run.device)
+            loss += cross_entropy(prediction, targets)[1].item() * len(targets)
+            tokens += len(targets)
     return loss / tokens
 
 
-def validation_cider(decoder: Decoder, run: Run, scorer: ReferenceScorer) -> float:
-    """CIDEr of the captions the decoder writes for the validation pictures."""
+def validation_cider(
+    decoder: Decoder, run: Run, split: CaptionDataset, scorer: ReferenceScorer
+) -> float:
+    """CIDEr of the captions the decoder writes for the images of a validation split."""
     settings = run.config.train
     decode = replace(run.config.decode, beam_size=settings.eval_beam_size, captions=1, sample=False)
-    found = caption_split(decoder, run.validation, decode, limit=settings.eval_images)
+    size = 32 if run.device.type == "cpu" else 256
+    found = caption_split(decoder, split, decode, batch_images=size, limit=settings.eval_images)
     captions = best_captions(found, run.data.vocabulary)
     return scorer.score(captions, ("CIDEr",)).values["CIDEr"]
 
@@ -259,6 +284,8 @@ def _out_of_patience(progress: Progress, settings: TrainConfig) -> bool:
 
 def _checkpoint(run: Run, network: Network) -> Checkpoint:
     encoder, state = run.data.store.encoder, run.start.encoder_state if run.start else None
+    if run.encoder is not None:
+        encoder = run.encoder.config
     if network.encoder is not None:
         encoder = replace(encoder, weights=network.encoder.fingerprint())
         state = network.encoder.state_dict()

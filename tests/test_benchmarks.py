@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.definition import compare
+from benchmarks.engines import ENGINES, difference, measure
 from benchmarks.throughput import products
 from benchmarks.throughput.__main__ import main
 from benchmarks.throughput.bars import BARS, Bar, Verdict, verdicts
@@ -232,6 +233,11 @@ def test_a_hundred_steps_of_fast_training_have_the_losses_of_the_definition(tmp_
     assert fused.losses == pytest.approx(defined.losses, rel=0, abs=1e-4)
     assert fused.losses != defined.losses  # two ways of computing, not one twice
     assert fused.losses[-1] < fused.losses[0]
+
+
+def test_the_engines_are_compared_with_the_definition_and_nn_lstm():
+    assert all(difference(engine, CPU) < 1e-12 for engine in ENGINES)
+    assert len(measure((4, 2, 3, 5), CPU, 1)) == len(ENGINES) + 1
 
 
 @pytest.mark.parametrize(

@@ -78,11 +78,11 @@ def test_the_product_of_the_blocks_is_the_derivative_by_finite_differences(entry
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-8)
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("engine", ["fused", "segments", "definition"])
 @pytest.mark.parametrize("entry", ENTRIES, ids=str)
-def test_with_blocked_steps_the_product_is_the_gradient_of_the_h_detach_lstm(entry, fused):
+def test_with_blocked_steps_the_product_is_the_gradient_of_the_h_detach_lstm(entry, engine):
     lstm, x, state = small()
-    lstm.fused = fused
+    lstm.engine = engine
     blocks = block_matrices(lstm, x, state, entry)
     direction = torch.randn(2 * H, dtype=torch.float64)
     for blocked in itertools.product([False, True], repeat=T):

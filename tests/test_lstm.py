@@ -18,6 +18,7 @@ from captioner.errors import ConfigError
 from captioner.lstm import HDetachLSTM, draw_blocked
 
 T, B, I, H = 5, 3, 4, 6
+ENGINES = ("auto", "fused", "segments", "definition")
 
 
 def pair(**settings):
@@ -69,10 +70,11 @@ def test_without_detaching_it_equals_nn_lstm_in_outputs_states_and_gradients(
         torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("detach", ["h", "c"])
-def test_gradients_equal_the_definition_for_every_pattern_of_blocked_steps(detach):
+def test_gradients_equal_the_definition_for_every_pattern_of_blocked_steps(detach, engine):
     _, ours = pair()
-    ours.detach = detach
+    ours.detach, ours.engine = detach, engine
     x = torch.randn(4, B, I, dtype=torch.float64, requires_grad=True)
     h0, c0 = (torch.randn(B, H, dtype=torch.float64, requires_grad=True) for _ in "hc")
     seen = set()
@@ -104,34 +106,100 @@ def test_gradients_equal_the_definition_for_every_pattern_of_blocked_steps(detac
     bias=st.booleans(),
     seed=st.integers(0, 2**16),
 )
-def test_the_fused_passes_equal_the_step_by_step_definition(
+def test_every_engine_has_the_outputs_and_gradients_of_the_definition(
     lengths, layers, detach, share, bias, seed
 ):
-    """Any lengths, any pattern, outputs, cells and both last states used or not."""
+    """Any lengths, any pattern, outputs, cells and both last states used or not, with dropout."""
     torch.manual_seed(seed)
-    fused = HDetachLSTM(
-        I, H, layers, bias, detach_prob=0.5, detach=detach, share_detach=share
-    ).double()
-    plain = copy.deepcopy(fused)
-    plain.fused = False
+    ours = HDetachLSTM(
+        I, H, layers, bias, dropout=0.3 * (layers - 1), detach_prob=0.5, detach=detach,
+        share_detach=share,
+    ).double()  # fmt: skip
     sizes = [sum(length > t for length in lengths) for t in range(max(lengths))]
     x = torch.randn(sum(sizes), I, dtype=torch.float64, requires_grad=True)
     hx = tuple(
         torch.randn(layers, len(lengths), H, dtype=torch.float64, requires_grad=True) for _ in "hc"
     )
-    blocked = fused.draw(len(sizes))
+    blocked = ours.draw(len(sizes))
     used = torch.rand(4) < 0.7
     used[0] |= not used.any()
     results = []
-    for module in (fused, plain):
-        hidden, cells, (h, c) = module.run(x, sizes, hx, blocked, with_cells=True)
+    for name in ENGINES:
+        ours.engine = name
+        torch.manual_seed(seed)
+        hidden, cells, (h, c) = ours.run(x, sizes, hx, blocked, with_cells=bool(used[1]))
         outputs = [part for part, use in zip((hidden, cells, h, c), used, strict=True) if use]
         loss = sum((part.sin() * (k + 1)).sum() for k, part in enumerate(outputs))
-        wanted = [*module.parameters(), x, *hx]
+        wanted = [*ours.parameters(), x, *hx]
         gradient = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
         results.append((*outputs, *gradient))
-    for found, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(found, wanted)
+    for result in results:
+        for found, wanted in zip(result, results[-1], strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("detach", ["h", "c"])
+def test_every_engine_cuts_where_the_pattern_says_for_each_of_32_patterns(detach, engine):
+    """Packed sequences of unlike lengths, two layers with patterns of their own."""
+    _, ours = pair(num_layers=2)
+    ours.detach = detach
+    packed = pack_sequence([torch.randn(n, I, dtype=torch.float64) for n in (5, 4, 4, 2)])
+    state = tuple(torch.randn(2, 4, H, dtype=torch.float64, requires_grad=True) for _ in "hc")
+    seen = set()
+    for first in itertools.product([False, True], repeat=5):
+        blocked = torch.tensor([first, first[::-1]])
+        results = []
+        for name in (engine, "definition"):
+            ours.engine = name
+            output, (h, c) = ours(packed, state, blocked)
+            loss = output.data.square().sum() + h.sum() + c.sin().sum()
+            results.append(
+                torch.autograd.grad(loss, [*ours.parameters(), *state], materialize_grads=True)
+            )
+        torch.testing.assert_close(*results)
+        seen.add(tuple(results[0][0].flatten()[:3].tolist()))
+    assert len(seen) == 32
+
+
+def test_the_engine_is_chosen_by_the_device():
+    ours = HDetachLSTM(I, H)
+    cases = {"cpu": "_fuse_layer", "cuda": "_segment_layer", "mps": "_segment_layer"}
+    for device, method in cases.items():
+        assert ours._layer_of(device, with_cells=False).__name__ == method
+    assert ours._layer_of("cuda", with_cells=True).__name__ == "_fuse_layer"
+    with pytest.raises(ConfigError, match=r"engine is 'cudnn'.*segments"):
+        HDetachLSTM(I, H, engine="cudnn")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.filterwarnings("error:RNN module weights")  # cuDNN would copy them for each segment
+@pytest.mark.parametrize("precision", [torch.float64, torch.float32, torch.bfloat16])
+def test_every_engine_on_a_gpu_equals_the_definition_on_the_cpu(precision):
+    _, ours = pair(num_layers=2)
+    ours.detach_prob = 0.5
+    packed = pack_sequence([torch.randn(n, I, dtype=torch.float64) for n in (9, 6, 6, 2)])
+    blocked = torch.tensor([False, True, True, False, False, True, False, False, True])
+    ours.engine = "definition"
+    wanted = gradients(ours, ours(packed, None, blocked)[0].data.square().sum())
+    there = copy.deepcopy(ours).cuda()
+    inputs = packed.to("cuda")
+    if precision != torch.float64:
+        there, inputs = there.float(), inputs.to(torch.float32)
+    for name in ENGINES:
+        there.engine = name
+        with torch.autocast("cuda", torch.bfloat16, enabled=precision == torch.bfloat16):
+            output, _ = there(inputs, None, blocked)
+        for found, correct in zip(
+            gradients(there, output.data.double().square().sum()), wanted, strict=True
+        ):
+            if precision == torch.float64:
+                torch.testing.assert_close(found.cpu(), correct)
+            else:
+                close = torch.cosine_similarity(
+                    found.cpu().double().flatten(), correct.flatten(), 0
+                )
+                assert close > 0.999
 
 
 def test_long_batches_are_taken_in_blocks_of_steps_with_the_same_gradients():
@@ -139,11 +207,11 @@ def test_long_batches_are_taken_in_blocks_of_steps_with_the_same_gradients():
     x = torch.randn(9, 700, I, dtype=torch.float64)  # three blocks
     blocked = torch.tensor([True, False, False] * 3)
     results = []
-    for fused in (True, False):
-        ours.fused = fused
+    for name in ENGINES:
+        ours.engine = name
         results.append(gradients(ours, ours(x, None, blocked)[0].square().sum()))
-    for found, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(found, wanted)
+    for result in results:
+        torch.testing.assert_close(result, results[-1])
 
 
 @pytest.mark.parametrize("blocked", list(itertools.product([False, True], repeat=3))[:7])
@@ -198,9 +266,9 @@ def test_memory_is_lent_anew_once_the_last_view_of_a_tensor_is_gone():
 def test_second_derivatives_need_the_definition_and_say_so():
     _, ours = pair()
     x = torch.randn(T, B, I, dtype=torch.float64, requires_grad=True)
-    with pytest.raises(RuntimeError, match="fused=False"):
+    with pytest.raises(RuntimeError, match="engine='definition'"):
         torch.autograd.grad(ours(x)[0].sum(), x, create_graph=True)
-    ours.fused = False
+    ours.engine = "definition"
     (slope,) = torch.autograd.grad(ours(x)[0].sum(), x, create_graph=True)
     slope.square().sum().backward()
     assert ours.weight_hh_l0.grad.abs().max() > 0

@@ -353,7 +353,7 @@ def test_gradients_of_stacked_networks_are_those_of_each(tmp_path):
     weigh = torch.randn(5, 3, 4, dtype=torch.float64)
     blocked = torch.tensor([[1, 0, 1, 0, 1], [0, 1, 1, 0, 0]], dtype=torch.bool)
     for detach in ("h", "c"):
-        cores = [HDetachLSTM(2, 4, detach=detach, fused=False).double() for _ in range(2)]
+        cores = [HDetachLSTM(2, 4, detach=detach, engine="definition").double() for _ in range(2)]
         names = ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0")
         weights = [
             torch.stack([core.get_parameter(name).detach() for core in cores]).requires_grad_()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from captioner.config import DecodeConfig
 from captioner.errors import ConfigError
-from captioner.search import beam_search, sample, search
+from captioner.search import beam_search, draw_uniforms, sample, search
 from captioner.vocabulary import BOS, EOS, PAD, UNK
 
 A, B, C = 4, 5, 6
@@ -259,6 +259,127 @@ def test_samples_follow_the_probabilities_and_repeat_with_the_seed():
     first = [h.tokens[0] for h in sample(step, state, config)[0]]
     assert 0.5 < first.count(A) / 400 < 0.7
     assert [h.tokens[0] for h in sample(step, state, config)[0]] == first
+
+
+def random_step(seed, images, max_words):
+    """A step over random logits, and a state for it: an image's logits depend on it alone."""
+    logits = torch.stack(
+        [
+            torch.randn(max_words, V, V, generator=torch.Generator().manual_seed(seed + image))
+            for image in images
+        ]
+    )
+
+    def step(tokens, state, image):
+        (length,) = state
+        looked = torch.nn.functional.one_hot(tokens, V).float()
+        return logits[image, length, tokens], (length + 1,), looked
+
+    return step, (torch.zeros(len(images), dtype=torch.long),)
+
+
+def facts(found):
+    return [
+        (h.tokens, pytest.approx(h.score), h.attention.argmax(-1).tolist(), len(h.attention))
+        for h in found
+    ]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    batch=st.permutations(range(5)),
+    size=st.integers(1, 5),
+    own_seeds=st.booleans(),
+    cut=st.sampled_from([{}, {"top_k": 2}, {"top_p": 0.7}, {"temperature": 0.5}]),
+    block_repeats=st.integers(0, 2),
+    look_every=st.integers(1, 9),
+)
+def test_samples_of_an_image_do_not_depend_on_its_batch_or_its_place_in_it(
+    seed, batch, size, own_seeds, cut, block_repeats, look_every
+):
+    """Nor on how often the rows of finished samples are dropped."""
+    config = DecodeConfig(
+        max_words=6, sample=True, captions=3, seed=seed, block_repeats=block_repeats, **cut
+    )
+    for image in (images := batch[:size]):
+        seeds = [(seed, number) for number in images] if own_seeds else None
+        uniforms = None if seeds is None else draw_uniforms(seeds, config)
+        found = sample(
+            *random_step(seed, images, 6), config, [A], uniforms=uniforms, look_every=look_every
+        )[images.index(image)]
+        alone = search(
+            *random_step(seed, [image], 6),
+            config,
+            [A],
+            seeds=[(seed, image)] if own_seeds else None,
+        )[0]
+        assert facts(found) == facts(alone)
+
+
+def test_the_same_image_has_the_same_samples_unless_seeds_differ():
+    config = replace(PLAIN, sample=True, captions=20)
+    step, state = random_step(0, [7, 7], 5)
+    first, second = search(step, state, config)
+    assert facts(first) == facts(second)
+    first, second = search(step, state, config, seeds=[0, 1])
+    assert facts(first) != facts(second)
+    assert facts(first) == facts(search(step, state, config)[0])  # of seed 0
+    for seed in (-1, 2**70):
+        assert len(search(step, state, config, seeds=[seed, (seed, 3)])[1]) == 20
+
+
+def test_words_are_sampled_as_often_as_their_probabilities_say():
+    torch.manual_seed(0)
+    logits = torch.randn(3, V) * 2
+    config = replace(PLAIN, sample=True, captions=20_000, max_words=1)
+    found = search(lambda t, s, i: (logits[i], s, None), (torch.zeros(3, 1),), config)
+    for image in range(3):
+        row = logits[image].clone()
+        row[[PAD, BOS, EOS, UNK]] = -torch.inf  # a caption has at least one word
+        counts = torch.bincount(torch.tensor([h.tokens[0] for h in found[image]]), minlength=V)
+        assert counts[:4].tolist() == [0] * 4
+        torch.testing.assert_close(counts / 20_000, row.softmax(-1), atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2.0**-24])
+def test_the_ends_of_the_unit_interval_choose_words_that_may_be_written(uniform):
+    """With 3 words of 50,000 that have a probability, and sums that are rounded."""
+    torch.manual_seed(0)
+    logits = torch.full((50_000,), -torch.inf)
+    logits[torch.tensor([100, 200, 49_000])] = torch.tensor([0.0, 0.3, -9.0])
+    config = replace(PLAIN, sample=True, max_words=1)
+    step = lambda tokens, state, image: (logits.expand(len(tokens), -1).clone(), state, None)  # noqa: E731
+    found = sample(step, (torch.zeros(1, 1),), config, uniforms=torch.full((1, 1, 1), uniform))
+    assert found[0][0].tokens == [100 if uniform == 0 else 49_000]
+
+
+def test_attention_is_kept_only_where_it_is_wanted():
+    for config in (replace(PLAIN, beam_size=3), replace(PLAIN, sample=True, captions=3)):
+        with_it = search(*table(TRAP, EASY), config)
+        without = search(*table(TRAP, EASY), config, attention=False)
+        for ours, theirs in zip(with_it, without, strict=True):
+            assert [h.tokens for h in ours] == [h.tokens for h in theirs]
+            assert all(h.attention is None for h in theirs)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_sampling_on_a_gpu_waits_for_it_once_in_four_words():
+    import warnings
+
+    logits = torch.randn(V, V, device="cuda")
+    logits[:, EOS] = -torch.inf
+    config = replace(PLAIN, sample=True, captions=8, max_words=40, block_repeats=9)
+    state = (torch.zeros(4, 1, device="cuda"),)
+    search(lambda t, s, i: (logits[t], s, None), state, config)
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            search(lambda t, s, i: (logits[t], s, None), state, config)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(caught) <= 40 // 4 + 6
 
 
 @pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 0.5}, {"temperature": 0.01}])

@@ -116,6 +116,27 @@ def test_a_seed_repeats_its_draws_and_another_makes_others(data):
     assert first.batch.targets.tolist() != other.batch.targets.tolist()
 
 
+def test_what_is_drawn_of_an_image_does_not_depend_on_its_batch(data):
+    def words(batch):
+        drawn = SelfCritical(data, SETTINGS).draw(a_decoder(data), batch, 5).batch
+        found = {example: [] for example in batch.examples}
+        for row, image in enumerate(drawn.image.tolist()):
+            steps = [
+                part[row].item()
+                for part in drawn.targets.split(drawn.batch_sizes)
+                if row < len(part)
+            ]
+            found[batch.examples[image]].append(steps)
+        return {example: sorted(captions) for example, captions in found.items()}
+
+    everything = words(next(data.batches(6, max_words=5)))
+    assert len({tuple(map(tuple, captions)) for captions in everything.values()}) == 6
+    for seed in (1, 2):
+        for batch in data.batches(2, max_words=5, seed=seed):
+            for example, captions in words(batch).items():
+                assert captions == everything[example]
+
+
 def test_the_reward_rises_and_the_draws_grow_surer(tmp_path):
     config = make_config(make_data(tmp_path / "data"), tmp_path / "run", learning_rate=1e-2)
     settings = replace(

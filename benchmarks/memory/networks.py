@@ -98,7 +98,7 @@ class ZoneoutLSTM(HDetachLSTM):
     """
 
     def __init__(self, inputs: int, hidden: int, *, cell: float = 0.15, output: float = 0.15):
-        super().__init__(inputs, hidden, fused=False)
+        super().__init__(inputs, hidden, engine="definition")
         self.cell_rate, self.output_rate = cell, output
 
     def step(self, input_gates: Tensor, state: State, blocked: bool, layer: int = 0) -> State:
