@@ -271,23 +271,23 @@ def stored_encoder(
 
 
 def leave_out_missing(dataset: CaptionDataset, folders: Sequence[Path]) -> None:
-    """Leave out, and tell, the examples whose image is not there; none of them is left as it is.
+    """Leave out the examples whose image is missing, and warn with their number and names.
 
-    Where all are missing the folder is the wrong one, which is said when the first is read.
+    Raises DataError where all images of a folder are missing: then it is the wrong folder.
     """
     places = [
         folders[number] / example.image
         for example, number in zip(dataset.examples, dataset.folder_of, strict=True)
     ]
     there = [path.is_file() for path in places]
-    missing = [str(path) for path, found in zip(places, there, strict=True) if not found]
-    for number, folder in enumerate(folders):
-        own = [t for t, f in zip(there, dataset.folder_of, strict=True) if f == number]
-        if not any(own):
+    for number in range(len(folders)):
+        own = [k for k, of in enumerate(dataset.folder_of) if of == number]
+        if not any(there[k] for k in own):
             raise DataError(
-                f"{folder}: none of the {len(own):,} {dataset.split} images is there, for one "
-                f"{missing[0]}; give the folder that holds the photographs as --images"
+                f"no photograph at {places[own[0]]}, nor at any other place of the {len(own):,} "
+                f"{dataset.split} images; give the folder that holds the photographs as --images"
             )
+    missing = [str(path) for path, found in zip(places, there, strict=True) if not found]
     if missing:
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         log.warning(
