@@ -185,8 +185,13 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"nothing to resume: no training state at {path}") from None
+        raise CheckpointError(
+            f"nothing to resume: no training state at {path}; start the run without --resume"
+        ) from None
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError ... for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"the training state {path} is damaged: {reason}") from None
+        raise CheckpointError(
+            f"the training state {path} is damaged: {reason}; give another --out, and "
+            f"{path.parent / 'last'} as train.start to go on from its weights"
+        ) from None
     return state

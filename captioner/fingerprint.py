@@ -50,6 +50,12 @@ def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
     ]
 
 
+def split_otherwise(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Whether two folders hold the same captions in other splits: one trains on the other's val."""
+    parts = differences(one, other)
+    return bool(one.get("captions")) and "captions" not in parts and "splits" in parts
+
+
 def _sources(folder: Path, images: Sequence[str]) -> str:
     path = folder / "features.sources.json"
     if not path.exists():

@@ -21,8 +21,8 @@ from captioner.config import Config, DecodeConfig, EncoderConfig, ModelConfig, T
 from captioner.data import CaptionDataset, joint_vocabulary
 from captioner.decoder import Decoder, make_decoder
 from captioner.encoder import TRAINED, Encoder, names_a_file
-from captioner.errors import ConfigError, DataError
-from captioner.fingerprint import Fingerprint, differences, fingerprints
+from captioner.errors import CheckpointError, ConfigError, DataError
+from captioner.fingerprint import Fingerprint, differences, fingerprints, split_otherwise
 from captioner.photographs import Photographs
 from captioner.self_critical import SelfCritical
 
@@ -229,8 +229,7 @@ def check_splits(start: Checkpoint, known: Sequence[Fingerprint], problem: str) 
     """
     for now in known:
         for then in start.trained.get("data", ()):
-            same = now["captions"] == then.get("captions")
-            if same and "splits" in differences(now, then):
+            if split_otherwise(then, now):
                 raise ConfigError(
                     f"{problem}: it was trained on another split of the same captions, and may "
                     "have learnt those that validate now; prepare the data with the same splits"
@@ -365,7 +364,18 @@ def save_run(run: Run, log_bytes: int) -> None:
 
 
 def _restore(run: Run, state: dict[str, Any]) -> None:
-    _check_unchanged(run, state)
+    try:
+        _check_unchanged(run, state)
+        _take_up(run, state)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{run.out}/state.pt: it does not hold this run ({reason}); give another --out, and "
+            f"{run.out}/last as train.start to go on from its weights"
+        ) from None
+
+
+def _take_up(run: Run, state: Mapping[str, Any]) -> None:
     shares = [group["share"] for group in run.optimizer.param_groups]
     run.network.load_state_dict(state["network"])
     if run.average is not None:

@@ -15,11 +15,11 @@ from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data import CaptionDataset
 from captioner.decoder import make_decoder
 from captioner.encoder import Encoder
-from captioner.errors import ConfigError, DataError
+from captioner.errors import CheckpointError, ConfigError, DataError
 from captioner.fingerprint import PARTS, differences, fingerprint
 from captioner.journal import read_log
 from captioner.run import leave_out_missing, prepare, save_run
-from captioner.train import train
+from captioner.train import _checkpoint, train
 from captioner.vocabulary import Vocabulary
 
 
@@ -143,6 +143,22 @@ def test_a_state_saved_by_an_older_version_is_resumed(tmp_path):
             del state["settings"][key]
     checkpoints.save_state(state, tmp_path / "run" / "state.pt")
     assert prepare(config, resume=True).changes == {}
+
+
+def test_a_state_that_is_not_this_runs_says_how_to_go_on_and_that_works(tmp_path):
+    config = make_config(make_data(tmp_path / "data"), tmp_path / "run")
+    run = begun(config)
+    checkpoints.save(_checkpoint(run, run.network), tmp_path / "run" / "last")
+    whole = checkpoints.load_state(tmp_path / "run" / "state.pt")
+    for state in ({"weights": torch.zeros(2)}, {"settings": 3}, {**whole, "network": {}}):
+        checkpoints.save_state(state, tmp_path / "run" / "state.pt")
+        with pytest.raises(CheckpointError, match=r"run/last as train.start"):
+            prepare(config, resume=True)
+    (tmp_path / "run" / "state.pt").write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match=r"damaged: .*run/last as train.start"):
+        prepare(config, resume=True)
+    start = str(tmp_path / "run" / "last")
+    prepare(make_config(tmp_path / "data", tmp_path / "next", start=start), resume=False)
 
 
 def test_a_rate_changed_on_resume_keeps_the_encoders_share_as_it_is_set(tmp_path):
