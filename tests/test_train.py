@@ -201,7 +201,7 @@ def test_a_run_whose_gradient_is_no_number_stops_with_advice(tmp_path):
 def test_a_run_is_not_resumed_on_other_data(tmp_path):
     train(make_config(make_data(tmp_path / "data"), tmp_path / "run"), show_progress=False)
     other = make_config(make_data(tmp_path / "other", pictures=3), tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"captions and splits and .* are not those of then"):
+    with pytest.raises(ConfigError, match=r"captions and splits of .* are not those of then"):
         train(other, resume=True, show_progress=False)
 
 
