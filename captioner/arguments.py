@@ -19,6 +19,7 @@ from typing import Any, NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser
 
+from captioner.config import from_dict
 from captioner.errors import CaptionerError, ConfigError
 
 _Settings = TypeVar("_Settings")
@@ -109,9 +110,9 @@ class SettingsParser(ArgumentParser):
 
     def made(self, kind: type[_Settings], settings: Namespace) -> _Settings:
         """The dataclass whose arguments were added, of what was read."""
-        values = self.instantiate(settings)
+        values = settings.as_dict()
         names = [field.name for field in dataclasses.fields(kind)]  # type: ignore[arg-type]
-        return kind(**{name: values[name] for name in names})
+        return from_dict(kind, {name: values[name] for name in names})
 
     def _hint(self, message: str) -> str:
         known = {o for action in self._actions for o in action.option_strings if o[:2] == "--"}

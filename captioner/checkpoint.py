@@ -22,6 +22,7 @@ from captioner.errors import CheckpointError, ConfigError, DataError
 from captioner.vocabulary import Vocabulary
 
 FORMAT = 1
+_SETTINGS = "config.json"
 _ENCODER = "encoder."  # begins the names of a trained CNN's weights
 _OWN_FOLDERS = ("checkpoints", "runs", "data", "out", "output", "models", "configs", "images")
 _NEAR = 0.75  # of 1: so alike are names with a slip of the pen
@@ -46,10 +47,10 @@ class Checkpoint:
 def save(checkpoint: Checkpoint, folder: Path, *, half: bool = False, card: str = "") -> None:
     """Write the folder whole or not at all; `half` stores the weights in float16.
 
-    Raises CheckpointError when the folder cannot be written.
+    At every moment `load` finds a whole checkpoint, the one before or the new one, even if the
+    process is killed. Raises CheckpointError when the folder cannot be written.
     """
-    partial = folder.with_name(folder.name + ".part")
-    replaced = folder.with_name(folder.name + ".old")
+    partial, replaced = folder.with_name(folder.name + ".part"), _replaced(folder)
     stored = dict(checkpoint.decoder.state_dict())
     for name, value in (checkpoint.encoder_state or {}).items():
         stored[_ENCODER + name] = value
@@ -66,18 +67,25 @@ def save(checkpoint: Checkpoint, folder: Path, *, half: bool = False, card: str 
         "trained": dict(checkpoint.trained),
     }
     try:
-        for leftover in (partial, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if not folder.exists() and (replaced / _SETTINGS).is_file():  # a save was killed here
+            replaced.rename(folder)
+        shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         save_file(weights, partial / "model.safetensors", {"format": "pt"})
         (partial / "model.safetensors").chmod(0o644)  # the library makes it its owner's alone
-        (partial / "config.json").write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+        (partial / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
         checkpoint.vocabulary.save(partial / "vocabulary.json")
         if card:
             (partial / "README.md").write_text(card, "utf-8")
         if folder.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
             folder.rename(replaced)
-        partial.rename(folder)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(folder)
+            raise
         shutil.rmtree(replaced, ignore_errors=True)
     except OSError as error:
         raise CheckpointError(f"cannot write the checkpoint {folder}: {error.strerror}") from None
@@ -120,19 +128,26 @@ def load(path: Path | str) -> Checkpoint:
     )  # fmt: skip
 
 
+def _replaced(folder: Path) -> Path:
+    """Where a folder stands while another takes its place."""
+    return folder.with_name(folder.name + ".old")
+
+
 def _find(path: Path | str) -> Path:
     folder = Path(path)
     try:
-        (folder / "config.json").stat()
+        (folder / _SETTINGS).stat()
     except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(f"the checkpoint {folder} cannot be read: {reason}") from None
-    if (folder / "config.json").is_file():
+    if (folder / _SETTINGS).is_file():
         return folder
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; give the checkpoint's folder")
+    if not folder.exists() and (_replaced(folder) / _SETTINGS).is_file():
+        return _replaced(folder)  # a save was killed between its two renames
     if folder.exists():
         raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.json")
     missing = f"no checkpoint at {path}"
@@ -186,7 +201,7 @@ def _nearest_folder(folder: Path) -> str | None:
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    path = folder / _SETTINGS
     try:
         settings = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
@@ -216,8 +231,13 @@ def load_state(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise CheckpointError(f"nothing to resume: no training state at {path}") from None
+        raise CheckpointError(
+            f"nothing to resume: no training state at {path}; start the run without --resume"
+        ) from None
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError ... for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"the training state {path} is damaged: {reason}") from None
+        raise CheckpointError(
+            f"the training state {path} is damaged: {reason}; give another --out, and "
+            f"{path.parent / 'last'} as train.start to go on from its weights"
+        ) from None
     return state

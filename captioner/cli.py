@@ -76,10 +76,10 @@ def _train(arguments: Sequence[str]) -> int:
     from captioner.train import train  # torch takes seconds to import; --help should not
 
     result = train(config, resume=settings.resume, show_progress=True)
-    print(
-        f"best validation CIDEr {result.cider:.3f} after {result.epochs} epochs in "
-        f"{_duration(result.seconds)}"
-    )
+    best = f"best validation CIDEr {result.cider:.3f}"
+    if result.cider == 0:
+        best = "validation CIDEr stayed 0, so the best checkpoint is that of the lowest loss,"
+    print(f"{best} after {result.epochs} epochs in {_duration(result.seconds)}")
     print(f"checkpoint: {result.best}\ncurves: {result.best.parent / 'curves.png'}")
     return 0
 
@@ -224,12 +224,15 @@ def _print_scores(
         print(score_table(scores, found))
         for name, value in diversity.items():
             print(f"{name:<17} {value:g}" if name == "words" else f"{name:<17} {value:.3f}")
+        print(*scores.notes, sep="\n", end="\n" * bool(scores.notes))
         return
     document: dict[str, Any] = {
         "images": len(next(iter(scores.per_image.values()))),
         "scores": scores.values,
         "intervals": {name: [interval.low, interval.high] for name, interval in found.items()},
     }
+    if scores.notes:
+        document["notes"] = list(scores.notes)
     if diversity:
         document["diversity"] = dict(diversity)
     print(json.dumps(document))
@@ -242,6 +245,8 @@ def _print_comparison(names: Sequence[str], scores: Sequence[Scores], as_json: b
     found = compare(scores[0], scores[1])
     if not as_json:
         print(comparison_table(names, scores, found))
+        for name, own in zip(names, scores, strict=True):
+            print(*(f"{name}: {note}" for note in own.notes), sep="\n", end="\n" * bool(own.notes))
         return
     document = {
         "images": len(next(iter(scores[0].per_image.values()))),

@@ -5,9 +5,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+from annotated_types import Interval
 
 from captioner.errors import ConfigError
+from captioner.strict import (
+    Amount,
+    AtLeastOne,
+    NotNegative,
+    Positive,
+    Probability,
+    Share,
+    problems,
+)
 
 Settings = TypeVar("Settings")
 
@@ -27,8 +38,11 @@ class EncoderConfig:
     name: str = "efficientnet_lite2"
     weights: str = "default"
     resize: Literal["squash", "crop"] = "squash"
-    image_size: int = 0
-    grid: int = 0
+    image_size: NotNegative = 0
+    grid: NotNegative = 0
+
+    def __post_init__(self) -> None:
+        _check(self)
 
 
 @dataclass(frozen=True)
@@ -50,18 +64,16 @@ class ModelConfig:
     """
 
     decoder: Literal["show_tell", "show_attend_tell", "adaptive", "up_down"] = "show_attend_tell"
-    embed_dim: int = 512
-    hidden_dim: int = 512
-    attention_dim: int = 512
-    feature_dim: int = 0
-    num_layers: int = 1
-    attributes: int = 0
-    dropout: float = 0.5
+    embed_dim: AtLeastOne = 512
+    hidden_dim: AtLeastOne = 512
+    attention_dim: AtLeastOne = 512
+    feature_dim: NotNegative = 0
+    num_layers: AtLeastOne = 1
+    attributes: NotNegative = 0
+    dropout: Share = 0.5
 
     def __post_init__(self) -> None:
-        _check(self, "embed_dim hidden_dim attention_dim num_layers", lambda v: v >= 1, ">= 1")
-        _check(self, "feature_dim attributes", lambda v: v >= 0, ">= 0")
-        _check(self, "dropout", lambda v: 0 <= v < 1, "in [0, 1)")
+        _check(self)
 
 
 @dataclass(frozen=True)
@@ -126,72 +138,52 @@ class TrainConfig:
 
     objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"
     start: str = ""
-    sharpen: float = 1.0
-    keep_start: float = 0.0
-    samples: int = 5
-    reward_bleu: float = 0.0
+    sharpen: Positive = 1.0
+    keep_start: Share = 0.0
+    samples: Annotated[int, Interval(ge=2)] = 5
+    reward_bleu: Amount = 0.0
     baseline: Literal["mean", "greedy"] = "mean"
-    epochs: int = 30
-    batch_images: int = 16
-    captions_per_image: int = 5
+    epochs: AtLeastOne = 30
+    batch_images: AtLeastOne = 16
+    captions_per_image: NotNegative = 5
     equal_images: bool = False
     data_weights: list[float] = field(default_factory=list)
-    min_count: int = 5
-    max_words: int = 20
+    min_count: AtLeastOne = 5
+    max_words: AtLeastOne = 20
     optimizer: Literal["adam", "adamw"] = "adam"
-    learning_rate: float = 4e-4
-    weight_decay: float = 0.0
-    warmup_steps: int = 0
+    learning_rate: Positive = 4e-4
+    weight_decay: Amount = 0.0
+    warmup_steps: NotNegative = 0
     schedule: Literal["constant", "cosine", "plateau"] = "constant"
-    plateau_factor: float = 0.5
-    plateau_patience: int = 2
-    clip: float = 5.0
+    plateau_factor: Annotated[float, Interval(gt=0, lt=1)] = 0.5
+    plateau_patience: NotNegative = 2
+    clip: Amount = 5.0
     clip_by: Literal["norm", "value"] = "norm"
-    detach_prob: float = 0.25
+    detach_prob: Probability = 0.25
     detach_attention: bool = False
-    detach_anneal: float = 0.0
-    label_smoothing: float = 0.0
-    scheduled_sampling: float = 0.0
-    attention_penalty: float = 1.0
-    attribute_weight: float = 0.02
+    detach_anneal: Probability = 0.0
+    label_smoothing: Share = 0.0
+    scheduled_sampling: Probability = 0.0
+    attention_penalty: Amount = 1.0
+    attribute_weight: Amount = 0.02
     mirror: bool = True
-    average: float = 0.0
+    average: Share = 0.0
     augment: bool = False
-    encoder_blocks: int = 0
-    encoder_rate: float = 1e-4
+    encoder_blocks: NotNegative = 0
+    encoder_rate: Positive = 1e-4
     precision: Literal["float32", "bfloat16"] = "float32"
     seed: int = 1
-    eval_beam_size: int = 1
-    eval_images: int = 0
-    eval_epochs: int = 1
-    patience: int = 0
-    save_steps: int = 500
-    gradient_flow_steps: int = 0
+    eval_beam_size: AtLeastOne = 1
+    eval_images: NotNegative = 0
+    eval_epochs: AtLeastOne = 1
+    patience: NotNegative = 0
+    save_steps: AtLeastOne = 500
+    gradient_flow_steps: NotNegative = 0
     device: str = "auto"
-    threads: int = 0
+    threads: NotNegative = 0
 
     def __post_init__(self) -> None:
-        _check(
-            self,
-            "epochs batch_images max_words eval_beam_size eval_epochs save_steps min_count",
-            lambda v: v >= 1,
-            ">= 1",
-        )
-        _check(self, "samples", lambda v: v >= 2, ">= 2")
-        _check(self, "learning_rate sharpen encoder_rate", lambda v: v > 0, "> 0")
-        _check(self, "plateau_factor", lambda v: 0 < v < 1, "in (0, 1)")
-        _check(
-            self,
-            "captions_per_image warmup_steps plateau_patience clip weight_decay "
-            "attention_penalty attribute_weight reward_bleu encoder_blocks eval_images patience "
-            "threads gradient_flow_steps",
-            lambda v: v >= 0,
-            ">= 0",
-        )
-        _check(
-            self, "detach_prob detach_anneal scheduled_sampling", lambda v: 0 <= v <= 1, "in [0, 1]"
-        )
-        _check(self, "label_smoothing average keep_start", lambda v: 0 <= v < 1, "in [0, 1)")
+        _check(self)
         if self.keep_start and not self.start:
             raise ConfigError(f"keep_start is {self.keep_start}, but there is no start to keep")
         if self.objective == "self_critical" and (self.label_smoothing or self.scheduled_sampling):
@@ -219,23 +211,20 @@ class DecodeConfig:
         whole_endings: no caption ends with a word that wants another, such as "a" or "with".
     """
 
-    beam_size: int = 5
-    max_words: int = 20
-    length_norm: float = 0.7
+    beam_size: AtLeastOne = 5
+    max_words: AtLeastOne = 20
+    length_norm: Amount = 0.7
     sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+    temperature: Positive = 1.0
+    top_k: NotNegative = 0
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
     seed: int = 0
-    captions: int = 1
-    block_repeats: int = 0
+    captions: AtLeastOne = 1
+    block_repeats: NotNegative = 0
     whole_endings: bool = True
 
     def __post_init__(self) -> None:
-        _check(self, "beam_size max_words captions", lambda v: v >= 1, ">= 1")
-        _check(self, "length_norm top_k block_repeats", lambda v: v >= 0, ">= 0")
-        _check(self, "temperature", lambda v: v > 0, "> 0")
-        _check(self, "top_p", lambda v: 0 < v <= 1, "in (0, 1]")
+        _check(self)
         if not self.sample and self.captions > self.beam_size:
             raise ConfigError(
                 f"captions is {self.captions} but beam_size is {self.beam_size}: a beam search "
@@ -265,6 +254,7 @@ class Config:
     images: str | list[str] = ""
 
     def __post_init__(self) -> None:
+        _check(self)
         if not self.folders:
             raise ConfigError("data is empty; give a folder made by `python -m data_prep`")
         reads = self.train.augment or self.train.encoder_blocks
@@ -291,20 +281,57 @@ class Config:
         return [self.images] if isinstance(self.images, str) else list(self.images)
 
 
-def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
-    """Build settings of `kind` from a JSON object; raises ConfigError naming a bad key."""
-    known = [item.name for item in dataclasses.fields(kind)]  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(known))
-    if unknown:
-        raise ConfigError(f"{where}: unknown setting {unknown[0]!r}; known are {', '.join(known)}")
+def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:
+    """Build settings of `kind` from a JSON object, objects in it included.
+
+    Raises ConfigError, one line for all keys and values that are wrong; `where` begins it.
+    """
+    found: list[str] = []
+    made = _made(kind, values, "", found)
+    if found:
+        raise ConfigError((f"{where}: " if where else "") + "; ".join(found))
+    assert made is not None
+    return made
+
+
+def _made(
+    kind: type[Settings], values: Mapping[str, Any], place: str, found: list[str]
+) -> Settings | None:
+    """Settings of `kind`, or None, and what is wrong with `values` added to `found`."""
+    if not isinstance(values, Mapping):
+        found.append(f"{place.rstrip('.') or 'it'} is {values!r} but must hold settings by name")
+        return None
+    fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(str(name) for name in values if name not in fields)
+    wrong = [f"unknown setting {place + name!r}; known are {', '.join(fields)}" for name in unknown]
+    needed = [name for name, item in fields.items() if name not in values and _is_needed(item)]
+    wrong += [f"{place}{name} is missing" for name in needed]
+    own = {name: value for name, value in values.items() if name in fields}
+    for name, part in get_type_hints(kind).items():
+        if isinstance(part, type) and dataclasses.is_dataclass(part) and name in own:
+            value = own.pop(name)
+            made = (
+                value if isinstance(value, part) else _made(part, value, place + name + ".", wrong)
+            )
+            if made is not None:
+                own[name] = made
+    wrong += [f"{place}{name} {problem}" for name, problem in problems(kind, own).items()]
+    found += wrong
+    if wrong:
+        return None
     try:
-        return kind(**values)
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        return kind(**own)
+    except ConfigError as error:  # settings that do not go together
+        found.append(f"{place.rstrip('.')}: {error}" if place else str(error))
+        return None
 
 
-def _check(settings: Any, names: str, holds: Any, bound: str) -> None:
-    for name in names.split():
-        value = getattr(settings, name)
-        if isinstance(value, str) or not holds(value):
-            raise ConfigError(f"{name} is {value!r}; it must be {bound}")
+def _is_needed(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
+def _check(settings: Any) -> None:
+    """Raise ConfigError, one line for all fields whose value has the wrong type or range."""
+    wrong = problems(type(settings), vars(settings))
+    if wrong:
+        raise ConfigError("; ".join(f"{name} {problem}" for name, problem in wrong.items()))

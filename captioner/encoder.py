@@ -152,6 +152,15 @@ class Encoder(nn.Module):
         return TRAINED + digest.hexdigest()[:16]
 
 
+def names_a_file(config: EncoderConfig) -> bool:
+    """Whether the weights of a CNN are a file, not a name that leads to them."""
+    if config.weights in ("default", "none") or config.weights.startswith(TRAINED):
+        return False
+    if config.name not in TORCHVISION:
+        return True
+    return config.weights not in models.get_model_weights(config.name).__members__
+
+
 def seen(image: Image.Image, config: EncoderConfig) -> Image.Image:
     """The part of a picture that an encoder sees: all of it, or with crop the middle."""
     if config.resize == "squash":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,11 +18,14 @@ from captioner.data import CaptionDataset
 from captioner.decoder import Decoder
 from captioner.ensemble import Ensemble, members, writer
 from captioner.errors import CheckpointError
+from captioner.fingerprint import fingerprint, split_otherwise
 from captioner.metrics import METRICS, Scores, check_metrics, score
 from captioner.packed import packed
 from captioner.results import write_results
 from captioner.search import Hypothesis, search
 from captioner.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,7 @@ def evaluate(
     """
     check_metrics(metrics, corenlp)
     dataset = CaptionDataset(data, split)
+    _warn_of_other_splits(members(checkpoint), data, split)
     found = _caption_split(
         checkpoint, dataset, replace(decode, captions=1), limit=limit, progress=progress
     )
@@ -101,6 +106,19 @@ def evaluate(
         score(captions, references(dataset), metrics, corenlp),
         dataset,
     )
+
+
+def _warn_of_other_splits(found: Sequence[Checkpoint], data: Path | str, split: str) -> None:
+    """Warn if a checkpoint may have learnt the captions that are to judge it."""
+    trained = [then for member in found for then in member.trained.get("data", ())]
+    if trained and split != "train":
+        now = fingerprint(data)
+        if any(split_otherwise(then, now) for then in trained):
+            log.warning(
+                "the checkpoint was trained on another split of the captions of %s: it may have "
+                "learnt those of %s, which makes its scores too good",
+                data, split,
+            )  # fmt: skip
 
 
 def sampled_captions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -57,6 +58,11 @@ class Journal:
             self._board.add_scalar(f"epoch/{name}", value, epoch)
         self.flush()
         plot_curves(self.folder)
+
+    def changed(self, step: int, settings: Mapping[str, Any]) -> None:
+        """Log settings that are others from here on, if there are any: [before, now] of each."""
+        if settings:
+            self._write({"step": step, "changed": dict(settings)})
 
     def flush(self) -> int:
         """Bring everything to the disk; returns the size of `log.jsonl`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,10 @@ from captioner.errors import MetricError
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 SPICE = "SPICE"  # only on request: it needs files that do not come with pycocoevalcap
+
+_NOTHING = 1e-6  # a BLEU of 0 is a little more
+# Scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese.
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]{4}")
 
 ImageId: TypeAlias = Any  # anything hashable: COCO's number, a file name
 Tokens: TypeAlias = dict[ImageId, list[str]]  # image -> its captions, tokens joined by a space
@@ -52,6 +57,7 @@ class Scores:
     per_image: dict[str, dict[ImageId, float]]  # metric -> image id -> score
     # metric -> (images, k): what adds up to the corpus score, see `significance.corpus_score`
     sums: dict[str, Array] = field(compare=False, repr=False)
+    notes: tuple[str, ...] = ()  # why scores are 0, where they cannot be anything else
 
 
 def score(
@@ -180,14 +186,42 @@ def _score(
         for result in pool.map(lambda scorer: scorer(references, found), wanted):
             results |= result
     chosen = {name: results[name] for name in (*METRICS, SPICE) if name in metrics}
+    values = {name: float(result.value) for name, result in chosen.items()}
     return Scores(
-        {name: float(result.value) for name, result in chosen.items()},
+        values,
         {
             name: dict(zip(found, map(float, result.images), strict=True))
             for name, result in chosen.items()
         },
         {name: result.sums for name, result in chosen.items()},
+        _why_zero(values, references, found),
     )
+
+
+def _why_zero(values: Mapping[str, float], references: Tokens, found: Tokens) -> tuple[str, ...]:
+    """Say why n-gram scores are 0."""
+    zero = [name for name in values if name[:4] in ("BLEU", "CIDE") and values[name] < _NOTHING]
+    if not zero:
+        return ()
+    texts = [text for group in (found, references) for own in group.values() for text in own]
+    if sum(bool(_UNSPACED.search(text)) for text in texts) > len(texts) / 2:
+        return (
+            f"{', '.join(zero)}: 0, because text without spaces counts as one word; put spaces "
+            "between the words of the captions and of the references",
+        )
+    notes = []
+    if "CIDEr" in zero and len(found) == 1:
+        notes.append(
+            "CIDEr: 0, as for any single image, because a word sequence weighs by how few of the "
+            "scored images have it; score several images together"
+        )
+        zero.remove("CIDEr")
+    if zero:
+        notes.append(
+            f"{', '.join(zero)}: 0, because no caption shares a long enough sequence of words with "
+            "its references"
+        )
+    return tuple(notes)
 
 
 def _bleu(references: Tokens, found: Tokens) -> Results:

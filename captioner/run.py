@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from captioner.checkpoint import Checkpoint, load, load_state, save_state
-from captioner.config import Config, EncoderConfig, TrainConfig
+from captioner.config import Config, DecodeConfig, EncoderConfig, ModelConfig, TrainConfig
 from captioner.data import CaptionDataset, joint_vocabulary
 from captioner.decoder import Decoder, make_decoder
 from captioner.device import choose_device
-from captioner.encoder import Encoder
-from captioner.errors import ConfigError
+from captioner.encoder import TRAINED, Encoder, names_a_file
+from captioner.errors import CheckpointError, ConfigError, DataError
+from captioner.fingerprint import Fingerprint, differences, fingerprints, split_otherwise
 from captioner.photographs import Photographs
 from captioner.self_critical import SelfCritical
 
-# Settings that may differ when a run is resumed: they do not change what is computed.
-FREE_TO_CHANGE = {"device", "threads", "save_steps", "patience", "gradient_flow_steps"}
+log = logging.getLogger(__name__)
+
+# Settings of training that may differ when a run is resumed: these do not change what is computed,
+UNSEEN = {"device", "threads", "save_steps", "gradient_flow_steps"}
+# and a change of these is noted in the log.
+NOTED = {"learning_rate", "encoder_rate", "clip", "clip_by", "epochs", "patience"}
 
 
 @dataclass
@@ -36,6 +43,7 @@ class Progress:
     batch: int = 0  # next batch of the epoch
     step: int = 0  # optimizer steps so far
     best: float = -math.inf  # validation CIDEr
+    best_loss: float = math.inf  # of validation; it judges while CIDEr is 0
     best_epoch: int = -1
     since_best: int = 0  # epochs
     plateau: int = 0  # epochs without a better CIDEr since the rate last fell
@@ -89,6 +97,9 @@ class Run:
     photographs: Photographs | None  # of `data`, where they are read
     validation_photographs: list[Photographs]  # of `validation`, likewise
     origin: Mapping[str, Tensor] | None  # weights at the start, where some of them is kept
+    encoder_state: Mapping[str, Tensor] | None  # of a frozen CNN whose name does not lead to it
+    fingerprints: list[Fingerprint]  # of the data folders
+    changes: dict[str, Any] = field(default_factory=dict)  # of settings, since the run was saved
     progress: Progress = field(default_factory=Progress)
     opened: float = field(default_factory=time.monotonic)
 
@@ -138,18 +149,24 @@ def prepare(config: Config, resume: bool) -> Run:
     data = CaptionDataset(config.folders, "train", vocabulary)
     validation = [CaptionDataset(folder, "val", vocabulary) for folder in config.folders]
     start = load(settings.start) if settings.start else None
+    known = fingerprints(config.folders)
     if start is not None:
         _check_start(start, config, data)
+        check_splits(start, known, f"training cannot start from {settings.start}")
+    encoder_state = stored_encoder(_encoder_config(data, start), config.folders, start)
     decoder = make_decoder(config.model, len(data.vocabulary), data.store.dim)
     if start is not None:
         _start_from(start, decoder, settings.sharpen)
     encoder = photographs = None
     validation_photographs: list[Photographs] = []
     if _reads_photographs(settings):
-        encoder = Encoder(_encoder_config(data, start), start.encoder_state if start else None)
+        encoder = Encoder(_encoder_config(data, start), encoder_state)
         encoder.unfreeze(settings.encoder_blocks)
         encoder.to(device)
         folders = [Path(folder) for folder in config.image_folders]
+        leave_out_missing(data, folders)
+        for split, folder in zip(validation, folders, strict=True):
+            leave_out_missing(split, [folder])
         photographs = Photographs(folders, data, encoder)
         validation_photographs = [
             Photographs(folder, split, encoder)
@@ -166,7 +183,7 @@ def prepare(config: Config, resume: bool) -> Run:
         origin = {name: weight.clone() for name, weight in network.state_dict().items()}
     run = Run(
         config, data, validation, network, average, optimizer, device, out, critic, start,
-        encoder, photographs, validation_photographs, origin,
+        encoder, photographs, validation_photographs, origin, encoder_state, known,
     )  # fmt: skip
     if resume:
         _restore(run, load_state(state_file))
@@ -204,6 +221,82 @@ def _check_start(start: Checkpoint, config: Config, data: CaptionDataset) -> Non
                 f"training cannot start from {config.train.start}: its {name} is not that of the "
                 + ("data" if name == "vocabulary" else f"config ({theirs} instead of {ours})")
             )
+
+
+def check_splits(start: Checkpoint, known: Sequence[Fingerprint], problem: str) -> None:
+    """Raise ConfigError if a checkpoint was trained on the same captions, split otherwise.
+
+    Then it may have learnt what now validates. Other captions may be what it is to learn.
+    """
+    for now in known:
+        for then in start.trained.get("data", ()):
+            if split_otherwise(then, now):
+                raise ConfigError(
+                    f"{problem}: it was trained on another split of the same captions, and may "
+                    "have learnt those that validate now; prepare the data with the same splits"
+                )
+
+
+def stored_encoder(
+    config: EncoderConfig, folders: Sequence[str], start: Checkpoint | None
+) -> Mapping[str, Tensor] | None:
+    """The weights of a CNN that `config` alone does not lead to; None for those it leads to.
+
+    They are those of the checkpoint that training starts from, those that data_prep left in a data
+    folder, or those of a file. Raises ConfigError if they are in none of these: a checkpoint
+    without them cannot caption.
+    """
+    if start is not None and start.encoder_state is not None:
+        return start.encoder_state
+    for folder in folders:
+        path = Path(folder) / "encoder.safetensors"
+        try:
+            with safe_open(path, "pt") as file:
+                named = (file.metadata() or {}).get("weights", config.weights)
+                if named == config.weights:
+                    return {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+        except FileNotFoundError:
+            continue
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path}: it is damaged ({error}); run data_prep again") from None
+    if config.weights.startswith(TRAINED):
+        raise ConfigError(
+            f"{folders[0]}: its features are of a trained {config.name}, {config.weights}, whose "
+            "weights the folder does not hold; run data_prep on it again with --encoder-of "
+            "CHECKPOINT, or give a checkpoint that holds them as train.start"
+        )
+    if names_a_file(config):
+        return Encoder(config).state_dict()
+    return None
+
+
+def leave_out_missing(dataset: CaptionDataset, folders: Sequence[Path]) -> None:
+    """Leave out the examples whose image is missing, and warn with their number and names.
+
+    Raises DataError where all images of a folder are missing: then it is the wrong folder.
+    """
+    places = [
+        folders[number] / example.image
+        for example, number in zip(dataset.examples, dataset.folder_of, strict=True)
+    ]
+    there = [path.is_file() for path in places]
+    for number in range(len(folders)):
+        own = [k for k, of in enumerate(dataset.folder_of) if of == number]
+        if not any(there[k] for k in own):
+            raise DataError(
+                f"no photograph at {places[own[0]]}, nor at any other place of the {len(own):,} "
+                f"{dataset.split} images; give the folder that holds the photographs as --images"
+            )
+    missing = [str(path) for path, found in zip(places, there, strict=True) if not found]
+    if missing:
+        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        log.warning(
+            "left out: %s of %s %s images are missing (%s)",
+            f"{len(missing):,}", f"{len(there):,}", dataset.split, some,
+        )  # fmt: skip
+        for name in ("examples", "folder_of", "tokens"):
+            kept = [v for v, found in zip(getattr(dataset, name), there, strict=True) if found]
+            setattr(dataset, name, kept)
 
 
 def _start_from(start: Checkpoint, decoder: Decoder, sharpen: float) -> None:
@@ -247,6 +340,7 @@ def save_run(run: Run, log_bytes: int) -> None:
     progress = replace(run.progress, seconds=run.seconds(), log_bytes=log_bytes)
     state = {
         "settings": _settings(run),
+        "data": run.fingerprints,
         "progress": asdict(progress),
         "network": run.network.state_dict(),
         "average": run.average.state_dict() if run.average is not None else None,
@@ -258,35 +352,79 @@ def save_run(run: Run, log_bytes: int) -> None:
 
 
 def _restore(run: Run, state: dict[str, Any]) -> None:
-    now, then = _settings(run), state["settings"]
-    changed = sorted(key for key in now if now[key] != then.get(key))
-    if changed:
-        key = changed[0]
-        raise ConfigError(
-            f"{run.out} was begun with {key} = {then.get(key)}, now it is {now[key]}: resume with "
-            "the same settings, or give another --out"
-        )
+    try:
+        _check_unchanged(run, state)
+        _take_up(run, state)
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{run.out}/state.pt: it does not hold this run ({reason}); give another --out, and "
+            f"{run.out}/last as train.start to go on from its weights"
+        ) from None
+
+
+def _take_up(run: Run, state: Mapping[str, Any]) -> None:
+    shares = [group["share"] for group in run.optimizer.param_groups]
     run.network.load_state_dict(state["network"])
     if run.average is not None:
         run.average.load_state_dict(state["average"])
     run.optimizer.load_state_dict(state["optimizer"])
+    for group, share in zip(run.optimizer.param_groups, shares, strict=True):
+        group["share"] = share  # of the rates as they are set now
     run.progress = Progress(**state["progress"])
     torch.set_rng_state(state["random"])
     if run.device.type == "cuda" and state["random_cuda"] is not None:
         torch.cuda.set_rng_state(state["random_cuda"])
 
 
+def _check_unchanged(run: Run, state: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the data or a setting is another; note the changes that may be.
+
+    What an older state does not know is taken to be as it is now, or at its default.
+    """
+    known = state.get("data", [])
+    if known and len(known) != len(run.fingerprints):
+        raise ConfigError(
+            f"{run.out}: it was begun with {len(known)} data folders, now there are "
+            f"{len(run.fingerprints)}; resume with the same ones, or give another --out"
+        )
+    for folder, now, then in zip(run.config.folders, run.fingerprints, known, strict=False):
+        parts = differences(now, then)
+        if parts:
+            raise ConfigError(
+                f"{run.out}: it was begun with other data; {' and '.join(parts)} of {folder} are "
+                "not those of then; "
+                "prepare the folder as it was, or give another --out"
+            )
+    now, defaults = _settings(run), _flat(ModelConfig(), TrainConfig())
+    then = {**{key: defaults.get(key, value) for key, value in now.items()}, **state["settings"]}
+    free = {f"train.{name}" for name in NOTED}
+    changed = sorted(key for key in now if now[key] != then[key])
+    wrong = [f"{key} = {then[key]}, now it is {now[key]}" for key in changed if key not in free]
+    if wrong:
+        raise ConfigError(
+            f"{run.out}: it was begun with {'; '.join(wrong)}; resume with the same settings, or "
+            "give another --out"
+        )
+    told = [key for key in changed if key in state["settings"]]
+    run.changes = {key: [then[key], now[key]] for key in told}
+
+
 def _settings(run: Run) -> dict[str, Any]:
     """What makes a run what it is, flat: its settings and the size of its data."""
-    tree = {"model": asdict(run.config.model), "train": asdict(run.config.train)}
-    settings = {
-        f"{part}.{name}": value
-        for part, values in tree.items()
-        for name, value in values.items()
-        if name not in FREE_TO_CHANGE
-    }
-    return settings | {
+    tree = _flat(run.config.model, run.config.train, run.config.decode)
+    return tree | {
         "data.images": len(run.data),
         "data.words": len(run.data.vocabulary),
         "data.encoder": asdict(run.data.store.encoder),
+    }
+
+
+def _flat(*parts: ModelConfig | TrainConfig | DecodeConfig) -> dict[str, Any]:
+    names = {ModelConfig: "model", TrainConfig: "train", DecodeConfig: "decode"}
+    return {
+        f"{names[type(part)]}.{name}": value
+        for part in parts
+        for name, value in asdict(part).items()
+        if not (isinstance(part, TrainConfig) and name in UNSEEN)
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import signal
 from collections.abc import Iterator, Sequence
@@ -27,13 +28,17 @@ from captioner.objective import caption_loss, cross_entropy, detach_probability,
 from captioner.photographs import ahead
 from captioner.run import Network, Progress, Run, prepare, save_run
 
+log = logging.getLogger(__name__)
+
+LEAST_GAIN = 1e-4  # share by which a validation loss must fall to count as better
+
 
 @dataclass(frozen=True)
 class Result:
     """What a training run gave."""
 
     best: Path  # checkpoint folder
-    cider: float
+    cider: float  # 0 where validation loss chose
     epochs: int
     seconds: float
 
@@ -51,6 +56,7 @@ def train(config: Config, *, resume: bool = False, show_progress: bool = True) -
         _stop_at_step_end() as stop,
         Journal(run.out, progress.log_bytes, progress.step) as journal,
     ):
+        journal.changed(progress.step, run.changes)
         while progress.epoch < settings.epochs and not _out_of_patience(progress, settings):
             with tqdm(
                 total=run.batches,
@@ -136,9 +142,11 @@ def train_step(run: Run, batch: Batch) -> dict[str, float]:
     loss.backward()
     norm = _clip(run.network, settings)
     if not math.isfinite(norm):
+        saved = (run.out / "state.pt").exists()
         raise ConfigError(
             f"the gradient is {norm} at step {progress.step + 1}: training diverged; lower "
-            "train.learning_rate or train.clip, and go on from the last save with --resume"
+            "train.learning_rate or train.clip, and "
+            + ("go on from the last save with --resume" if saved else "start again")
         )
     run.optimizer.step()
     if run.average is not None:
@@ -203,16 +211,17 @@ def _validate(run: Run, journal: Journal, scorers: Sequence[ReferenceScorer]) ->
     if len(by_folder) > 1:
         names = (Path(folder).name for folder in run.config.folders)
         several = {f"cider_{name}": value for name, value in zip(names, by_folder, strict=True)}
+    loss = validation_loss(network.decoder, run)
     journal.epoch(
         progress.epoch + 1,
         progress.step,
         train_loss=progress.mean_loss,
-        val_loss=validation_loss(network.decoder, run),
+        val_loss=loss,
         cider=cider,
         **several,
         seconds=run.seconds(),
     )
-    _note_score(progress, run.config.train, cider)
+    _note_score(progress, run.config.train, cider, loss)
     checkpoint = _checkpoint(run, network)
     if progress.since_best == 0:
         save(checkpoint, run.out / "best")
@@ -266,9 +275,18 @@ def _clip(network: nn.Module, settings: TrainConfig) -> float:
     return norm.item()
 
 
-def _note_score(progress: Progress, settings: TrainConfig, cider: float) -> None:
-    if cider > progress.best:
+def _note_score(progress: Progress, settings: TrainConfig, cider: float, loss: float) -> None:
+    """Note whether these are the best weights yet: by CIDEr, and by loss while that is 0."""
+    by_loss = cider == 0 and progress.best <= 0
+    if by_loss and math.isinf(progress.best):
+        log.warning(
+            "validation CIDEr is 0: the best epoch is chosen by validation loss until it is not "
+            "(CIDEr of a single image, or of captions without a word sequence of the references, "
+            "is always 0)"
+        )
+    if cider > progress.best or (by_loss and loss < progress.best_loss * (1 - LEAST_GAIN)):
         progress.best, progress.best_epoch = cider, progress.epoch
+        progress.best_loss = loss
         progress.since_best = progress.plateau = 0
         return
     progress.since_best += 1
@@ -283,7 +301,7 @@ def _out_of_patience(progress: Progress, settings: TrainConfig) -> bool:
 
 
 def _checkpoint(run: Run, network: Network) -> Checkpoint:
-    encoder, state = run.data.store.encoder, run.start.encoder_state if run.start else None
+    encoder, state = run.data.store.encoder, run.encoder_state
     if run.encoder is not None:
         encoder = run.encoder.config
     if network.encoder is not None:
@@ -302,6 +320,7 @@ def _checkpoint(run: Run, network: Network) -> Checkpoint:
             "epoch": run.progress.epoch + 1,
             "steps": run.progress.step,
             "val_cider": run.progress.best if run.progress.since_best == 0 else None,
+            "data": run.fingerprints,
         },
         encoder_state=state,
     )

@@ -1,11 +1,15 @@
 """Checkpoint folders: a round trip changes nothing, and every kind of damage is named."""
 
 import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
 from tiny import CAPTIONS, DIM, MODEL, random_features
 
+from captioner import checkpoint as module
 from captioner.checkpoint import Checkpoint, load, load_state, save, save_state
 from captioner.config import DecodeConfig, EncoderConfig
 from captioner.decoder import make_decoder
@@ -61,6 +65,68 @@ def test_saving_again_replaces_the_folder_whole(tmp_path):
     save(make(trained={"epoch": 4}), tmp_path / "c")
     assert load(tmp_path / "c").trained == {"epoch": 4}
     assert not (tmp_path / "c" / "README.md").exists()
+
+
+class KilledError(BaseException):
+    """Ends a save as SIGKILL does: nothing catches it."""
+
+
+def killed_at(step, monkeypatch):
+    """Kill the process before its `step`-th change to the disk; a removal, within it, too."""
+    changes = iter(range(1000))
+
+    def counted(change, within=None):
+        def changed(*arguments, **options):
+            if next(changes) == step:
+                raise KilledError
+            if within and Path(arguments[0]).exists():
+                within(arguments[0])
+                if next(changes) == step:
+                    raise KilledError
+            return change(*arguments, **options)
+
+        return changed
+
+    def half_removed(folder):
+        (Path(folder) / "config.json").unlink(missing_ok=True)
+
+    for name in ("rename", "mkdir", "write_text"):
+        monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
+    monkeypatch.setattr(shutil, "rmtree", counted(shutil.rmtree, half_removed))
+    monkeypatch.setattr(module, "save_file", counted(module.save_file))
+
+
+@pytest.mark.parametrize("first", range(13))
+def test_a_save_killed_anywhere_leaves_a_whole_checkpoint_and_so_does_the_next(tmp_path, first):
+    folder = tmp_path / "c"
+    save(make(trained={"epoch": 1}), folder)
+    known = {1}
+    for epoch, step in ((2, first), (3, 6), (4, 7), (5, 8)):
+        with pytest.MonkeyPatch.context() as patch, suppress(KilledError):
+            killed_at(step, patch)
+            save(make(trained={"epoch": epoch}), folder)
+        found = load(folder).trained["epoch"]
+        assert found in {*known, epoch}
+        known = {found}
+    save(make(trained={"epoch": 9}), folder)
+    assert load(folder).trained["epoch"] == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["c"]
+
+
+def test_a_save_that_fails_at_its_last_step_puts_the_old_checkpoint_back(tmp_path, monkeypatch):
+    save(make(), tmp_path / "c")
+    rename = Path.rename
+
+    def refused(path, target):
+        if path.name == "c.part":
+            raise OSError(28, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save(make(trained={"epoch": 4}), tmp_path / "c")
+    assert load(tmp_path / "c").trained == {"epoch": 3}
+    assert (tmp_path / "c").is_dir()
 
 
 def damage(folder, what):

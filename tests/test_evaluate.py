@@ -13,6 +13,7 @@ from captioner.data import CaptionDataset
 from captioner.decoder import make_decoder
 from captioner.errors import CheckpointError, DataError, MetricError
 from captioner.evaluate import evaluate, sampled_captions
+from captioner.fingerprint import fingerprint
 from captioner.vocabulary import Vocabulary
 
 WORDS = Vocabulary.build(CAPTIONS, 1)
@@ -35,6 +36,19 @@ def test_every_picture_of_the_split_is_captioned_and_written_as_a_coco_result_fi
     assert list(result.scores.values) == ["BLEU-1", "CIDEr"]
     first = evaluate(untrained(), data, "val", BEAM, metrics=("BLEU-1",), limit=2)
     assert first.captions == {key: result.captions[key] for key in (6, 7)}
+
+
+@pytest.mark.slow
+def test_a_checkpoint_that_may_have_learnt_the_split_is_warned_of(tmp_path, caplog):
+    data = make_data(tmp_path / "data")
+    known = replace(untrained(), trained={"data": [fingerprint(data)]})
+    evaluate(known, data, "val", BEAM, metrics=("BLEU-1",))
+    assert not caplog.text
+    entries = json.loads((data / "examples.json").read_text())
+    entries[0]["split"], entries[-1]["split"] = entries[-1]["split"], entries[0]["split"]
+    (data / "examples.json").write_text(json.dumps(entries))
+    evaluate(known, data, "val", BEAM, metrics=("BLEU-1",))
+    assert "trained on another split of the captions" in caplog.text
 
 
 def test_captions_are_kept_when_they_cannot_be_scored(tmp_path, monkeypatch):

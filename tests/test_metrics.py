@@ -296,6 +296,34 @@ def test_ctrl_c_in_a_terminal_does_not_reach_java(monkeypatch, tmp_path):
     assert int(group) != os.getpgrp()
 
 
+@pytest.mark.parametrize(
+    ("captions", "references", "reason"),
+    [
+        ({1: "a dog runs in the snow"}, {1: ["a dog runs in the snow"]}, "CIDEr: 0, as for any s"),
+        (
+            {1: "一个人在海滩上走", 2: "两只狗在雪地里跑"},
+            {1: ["一个人走在海滩上"], 2: ["雪地里有两只狗在跑"]},
+            "text without spaces counts as one word",
+        ),
+        (
+            {1: "คนเดินบนชายหาด", 2: "a dog"},
+            {1: ["ผู้ชายเดินเล่น"], 2: ["หมาวิ่งในหิมะ"]},
+            "text without spaces counts as one word",
+        ),
+        ({1: "x y", 2: "z"}, {1: ["a dog runs"], 2: ["boys play"]}, "no caption shares a long"),
+    ],
+)
+def test_scores_that_cannot_be_anything_but_0_come_with_the_reason(captions, references, reason):
+    (note,) = score(captions, references, ("BLEU-1", "CIDEr")).notes
+    assert reason in note
+
+
+def test_scores_that_tell_something_come_without_a_note():
+    captions = {1: "a dog runs", 2: "two boys play"}
+    references = {1: ["a dog runs away"], 2: ["two boys play here"]}
+    assert score(captions, references, ("BLEU-1", "CIDEr")).notes == ()
+
+
 def test_references_that_are_one_string_are_an_error():
     with pytest.raises(MetricError, match="image 1 has a string for captions"):
         ReferenceScorer({1: "a dog"})

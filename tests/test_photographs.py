@@ -111,10 +111,23 @@ def test_a_missing_photograph_is_named_before_training_and_in_the_middle_of_it(f
     with pytest.raises(DataError, match=r"no photograph at .*give the folder"):
         prepare(replace(config_of(folder, "run"), images=str(folder / "elsewhere")), resume=False)
     run = prepare(config_of(folder, "run"), resume=False)
+    assert len(run.data) == 6
     (folder / "photos" / "3.jpg").write_bytes(b"no picture")
     with pytest.raises(DataError, match=r"3\.jpg"):
         for _ in epoch_batches(run):
             pass
+
+
+def test_a_photograph_deleted_before_fine_tuning_costs_only_itself(folder, caplog):
+    (folder / "photos" / "3.jpg").unlink()
+    (folder / "photos" / "val" / "0.jpg").unlink()  # the first of its split
+    run = prepare(config_of(folder, "run"), resume=False)
+    assert "left out: 1 of 6 train images are missing" in caplog.text
+    assert "left out: 1 of 6 val images are missing" in caplog.text
+    assert sum(len(batch.examples) for batch in epoch_batches(run)) == 5
+    assert len(run.validation[0]) == 5
+    run.validation[0].reader = run.validation_photographs[0].encoded(run.network.encoder)
+    assert run.validation[0].features(range(5)).shape[0] == 5
 
 
 def test_items_made_ahead_are_the_same_and_an_early_end_stops_the_maker():

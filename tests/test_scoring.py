@@ -72,6 +72,16 @@ def test_a_result_file_is_scored_with_intervals_and_its_images_are_counted(files
 
 
 @pytest.mark.slow
+def test_a_score_that_is_always_0_comes_with_the_reason(files, capsys):
+    common = ["score", files["fewer"], "--references", files["references"], "--metrics", "CIDEr"]
+    assert "CIDEr: 0, as for any single image" in run(capsys, *common)
+    (note,) = json.loads(run(capsys, *common, "--json"))["notes"]
+    assert "score several images together" in note
+    both = ["score", files["fewer"], files["fewer"], *common[2:]]
+    assert run(capsys, *both).count("CIDEr: 0, as for any single image") == 2
+
+
+@pytest.mark.slow
 def test_of_two_result_files_the_better_one_is_named_and_equal_ones_do_not_differ(files, capsys):
     common = ["--references", files["references"], "--metrics", "ROUGE-L"]
     out = run(capsys, "score", files["bad"], files["good"], *common)

@@ -15,6 +15,7 @@ from captioner.decoder import DECODERS, Prediction, ShowAttendTell, Teacher
 from captioner.errors import ConfigError
 from captioner.lstm import State
 from captioner.packed import linear
+from captioner.strict import allow
 
 
 @contextmanager
@@ -156,3 +157,4 @@ VARIANTS: dict[str, type[ShowAttendTell]] = {
     "zoneout": Zoneout,
     "layer_norm": LayerNorm,
 }
+allow(ModelConfig, "decoder", VARIANTS)

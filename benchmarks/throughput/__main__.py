@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.reporting import machine
-from benchmarks.throughput.items import GPU_ITEMS, ITEMS
+from benchmarks.throughput.items import FILES, GPU_ITEMS, ITEMS
 from benchmarks.throughput.measure import Result, measure
 from benchmarks.throughput.report import as_json, draw, notes, table
 from captioner.arguments import Parser, exit_code, picture, positive
@@ -71,7 +71,15 @@ def _chosen(only: list[str] | None, device: torch.device) -> list[str]:
             raise ConfigError(
                 f"no item {name!r} on {device.type}; choose from {', '.join(possible)}"
             )
-    return [name for name in possible if name in (only or possible)]
+    chosen = [name for name in possible if name in (only or possible)]
+    for name in chosen:
+        for path in FILES.get(name, ()):
+            if not path.exists():
+                raise ConfigError(
+                    f"item {name} reads {path}, which is missing; run the benchmark in a whole "
+                    "checkout, or leave the item out with --only"
+                )
+    return chosen
 
 
 @contextmanager

@@ -51,7 +51,9 @@ DETACH = 0.25
 MAX_WORDS = 20
 DROPOUT = 0.5
 CELL_LOOP, AUTHORS, NN_LSTM = "nn.LSTMCell loop", "authors' loop", "nn.LSTM"
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
+PHOTO = ROOT / "checkpoints" / "samples" / "astronaut.jpg"
+CHECKPOINT = ROOT / "checkpoints" / "flickr8k"
 
 QUICK_CORE = CoreSizes(3, 2, 4, 8, True)
 QUICK = DecoderSizes(pictures=2, captions=2, cells=4, dim=16, vocabulary=30, hidden=8)
@@ -214,8 +216,7 @@ def encode(name: str, quick: bool, device: torch.device) -> Item:
 
 def photo(quick: bool, device: torch.device) -> Item:
     """From a photograph's file to its caption, with the shipped checkpoint."""
-    picture = ROOT / "checkpoints" / "samples" / "astronaut.jpg"
-    model = load(ROOT / "checkpoints" / "flickr8k")
+    model = load(CHECKPOINT)
     weights = PackedWeights(model.decoder)
 
     @torch.inference_mode()
@@ -226,7 +227,7 @@ def photo(quick: bool, device: torch.device) -> Item:
             laps.append(time.process_time())
             return value
 
-        image = done(open_image(picture))
+        image = done(open_image(PHOTO))
         pixels = done(model.encoder.preprocess(image).unsqueeze(0))
         features = done(model.encoder(pixels))
         settings = DecodeConfig(beam_size=5, captions=1)
@@ -240,7 +241,7 @@ def photo(quick: bool, device: torch.device) -> Item:
     return Item(
         unit="photographs",
         units=1,
-        sides={OURS: lambda: lambda: model.caption(picture, beam_size=5)},
+        sides={OURS: lambda: lambda: model.caption(PHOTO, beam_size=5)},
         stages=lambda: stages,
     )
 
@@ -263,6 +264,7 @@ ITEMS: dict[str, ItemMaker] = {
     "encoder-resnet50": partial(encode, "resnet50"),
     "photo": photo,
 }
+FILES = {"photo": (PHOTO, CHECKPOINT)}  # what an item reads
 GPU_ITEMS = tuple(name for name in ITEMS if name.startswith(("core-", "train-")))
 
 
