@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import captioner
 from captioner import ConfigError
-from captioner.arguments import Parser, exit_code
+from captioner.cli.parsing import Parser, exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from captioner import Caption, Captioner, ConfigError, DataError
-from captioner.attention import overlay
+from captioner.report.attention_map import overlay
 
 LIMITS: dict[str, tuple[float, float]] = {
     "beam_size": (1, 10),

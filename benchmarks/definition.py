@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner.arguments import SettingsParser, exit_code
+from captioner.cli.parsing import SettingsParser, exit_code
 from captioner.config import Config
-from captioner.decoder import ShowAttendTell
 from captioner.errors import ConfigError
-from captioner.lstm import HDetachLSTM
-from captioner.run import Run, prepare
-from captioner.train import epoch_batches, train_step
+from captioner.model.decoder import ShowAttendTell
+from captioner.model.lstm import HDetachLSTM
+from captioner.training.loop import epoch_batches, train_step
+from captioner.training.run import Run, prepare
 
 
 @dataclass

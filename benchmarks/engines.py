@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.reporting import aligned, machine
-from captioner.arguments import Parser, exit_code, positive
+from captioner.cli.parsing import Parser, exit_code, positive
 from captioner.device import choose_device
-from captioner.lstm import Engine, HDetachLSTM
+from captioner.model.lstm import Engine, HDetachLSTM
 
 SHAPES = ((16, 80, 512, 512), (320, 100, 1, 128), (784, 100, 1, 100))  # T, B, I, H
 ENGINES: tuple[Engine, ...] = ("segments", "definition", "fused")

@@ -16,7 +16,7 @@ from captioner.errors import (
 )
 
 if TYPE_CHECKING:
-    from captioner.lstm import HDetachLSTM
+    from captioner.model.lstm import HDetachLSTM
     from captioner.pipeline import Caption, Captioner, load
 
 __version__ = "0.1.0"
@@ -37,7 +37,7 @@ __all__ = [
 _HOMES = {
     "Caption": "captioner.pipeline",
     "Captioner": "captioner.pipeline",
-    "HDetachLSTM": "captioner.lstm",
+    "HDetachLSTM": "captioner.model.lstm",
     "load": "captioner.pipeline",
 }
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from captioner.config import DecodeConfig, EncoderConfig, ModelConfig, from_dict
-from captioner.decoder import Decoder, make_decoder
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError, ConfigError, DataError
-from captioner.vocabulary import Vocabulary
+from captioner.model.decoder import Decoder, make_decoder
 
 FORMAT = 1
 _SETTINGS = "config.json"

@@ -14,16 +14,16 @@ from tqdm import tqdm
 
 from captioner.checkpoint import Checkpoint
 from captioner.config import DecodeConfig
-from captioner.data import CaptionDataset
-from captioner.decoder import Decoder
-from captioner.ensemble import Ensemble, members, writer
+from captioner.data.coco import write_results
+from captioner.data.dataset import CaptionDataset
+from captioner.data.fingerprint import fingerprint, split_otherwise
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError
-from captioner.fingerprint import fingerprint, split_otherwise
-from captioner.metrics import METRICS, Scores, check_metrics, score
-from captioner.packed import packed
-from captioner.results import write_results
+from captioner.metrics.scores import METRICS, Scores, check_metrics, score
+from captioner.model.decoder import Decoder
+from captioner.model.ensemble import Ensemble, members, writer
+from captioner.model.fused.linear import packed
 from captioner.search import Hypothesis, search
-from captioner.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 

@@ -19,14 +19,14 @@ from PIL import Image
 
 from captioner.checkpoint import Checkpoint
 from captioner.config import DecodeConfig
+from captioner.data.images import ImageSource, open_image
+from captioner.data.vocabulary import joined
 from captioner.device import choose_device
-from captioner.encoder import Encoder
-from captioner.ensemble import attends, load_members, looking, members, writer
 from captioner.errors import CheckpointError, ConfigError, DataError
-from captioner.images import ImageSource, open_image
-from captioner.packed import PackedWeights, packed
+from captioner.model.encoder import Encoder
+from captioner.model.ensemble import attends, load_members, looking, members, writer
+from captioner.model.fused.linear import PackedWeights, packed
 from captioner.search import Hypothesis, search
-from captioner.vocabulary import joined
 
 SAMPLING = ("temperature", "top_k", "top_p", "seed")  # settings that a search does not have
 SEARCHING = ("beam_size",)  # settings that sampling does not have

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from captioner.arguments import exit_code
+from captioner.cli.parsing import exit_code
 from captioner.config import EncoderConfig
-from captioner.vocabulary import Vocabulary
+from captioner.data.vocabulary import Vocabulary
 from data_prep import coco, csv_file, karpathy, toy
 from data_prep.build import build, identify
 from data_prep.options import encoder_config, parser

@@ -22,12 +22,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from captioner.config import EncoderConfig, TrainConfig
-from captioner.encoder import Encoder
-from captioner.errors import DataError
-from captioner.features import DONE, FeatureStore, Source, read_sources
-from captioner.files import write_text
-from captioner.images import open_image
-from captioner.vocabulary import (
+from captioner.data.feature_store import DONE, FeatureStore, Source, read_sources
+from captioner.data.images import open_image
+from captioner.data.vocabulary import (
     SPECIAL,
     UNK,
     Vocabulary,
@@ -35,6 +32,9 @@ from captioner.vocabulary import (
     lacks_spaces,
     tokenize,
 )
+from captioner.errors import DataError
+from captioner.files import write_text
+from captioner.model.encoder import Encoder
 from data_prep.names import Folder
 from data_prep.records import SPLITS, WARNINGS, Record
 

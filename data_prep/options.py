@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from captioner.arguments import Parser
+from captioner.cli.parsing import Parser
 from captioner.config import EncoderConfig
 from captioner.errors import ConfigError
 from data_prep.records import LEAST_VAL, SPLITS, VAL_SHARE

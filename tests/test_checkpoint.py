@@ -12,9 +12,9 @@ from tiny import CAPTIONS, DIM, MODEL, random_features
 from captioner import checkpoint as module
 from captioner.checkpoint import Checkpoint, load, load_state, save, save_state
 from captioner.config import DecodeConfig, EncoderConfig
-from captioner.decoder import make_decoder
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError
-from captioner.vocabulary import Vocabulary
+from captioner.model.decoder import make_decoder
 
 WORDS = Vocabulary.build(CAPTIONS, 1)
 

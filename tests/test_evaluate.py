@@ -9,12 +9,12 @@ from tiny import CAPTIONS, CELLS, DIM, MODEL, make_data
 
 from captioner.checkpoint import Checkpoint
 from captioner.config import DecodeConfig, EncoderConfig
-from captioner.data import CaptionDataset
-from captioner.decoder import make_decoder
+from captioner.data.dataset import CaptionDataset
+from captioner.data.fingerprint import fingerprint
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError, DataError, MetricError
 from captioner.evaluate import evaluate, sampled_captions
-from captioner.fingerprint import fingerprint
-from captioner.vocabulary import Vocabulary
+from captioner.model.decoder import make_decoder
 
 WORDS = Vocabulary.build(CAPTIONS, 1)
 BEAM = DecodeConfig(beam_size=2, max_words=6)

@@ -10,8 +10,8 @@ from statistics import median
 
 import pytest
 
-from captioner.arguments import SettingsParser
 from captioner.checkpoint import load
+from captioner.cli.parsing import SettingsParser
 from captioner.config import (
     Config,
     DecodeConfig,
@@ -20,8 +20,8 @@ from captioner.config import (
     TrainConfig,
     from_dict,
 )
+from captioner.data.feature_store import FeatureStore
 from captioner.errors import CheckpointError, ConfigError, DataError
-from captioner.features import FeatureStore
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = (EncoderConfig, ModelConfig, TrainConfig, DecodeConfig)

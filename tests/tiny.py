@@ -7,9 +7,9 @@ import torch
 
 from captioner.checkpoint import Checkpoint, save
 from captioner.config import Config, DecodeConfig, EncoderConfig, ModelConfig, TrainConfig
-from captioner.decoder import make_decoder
-from captioner.features import FeatureStore
-from captioner.vocabulary import Vocabulary
+from captioner.data.feature_store import FeatureStore
+from captioner.data.vocabulary import Vocabulary
+from captioner.model.decoder import make_decoder
 from data_prep.build import write_json
 
 CAPTIONS = (

@@ -33,11 +33,11 @@ from benchmarks.captioning_study.trials import (
     run_trial,
 )
 from benchmarks.reporting import short_note
-from captioner.arguments import Parser, exit_code, number, picture, positive
-from captioner.data import read_examples
-from captioner.decoder import DECODERS
+from captioner.cli.parsing import Parser, exit_code, number, picture, positive
+from captioner.data.dataset import read_examples
+from captioner.data.feature_store import FeatureStore
 from captioner.errors import ConfigError
-from captioner.features import FeatureStore
+from captioner.model.decoder import DECODERS
 
 _ATTENDS = "show_attend_tell"
 _NAMES = (*(name for name, _, _ in INGREDIENTS), FINE_GRID)

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.locks import locked
-from captioner.data import Example, read_examples
+from captioner.data.dataset import Example, read_examples
+from captioner.data.feature_store import FeatureStore
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import ConfigError
-from captioner.features import FeatureStore
 from captioner.files import write_text
-from captioner.vocabulary import Vocabulary
 
 _AT_ONCE = 64  # pictures pooled
 

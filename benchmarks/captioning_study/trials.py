@@ -19,8 +19,8 @@ from benchmarks.reporting import machine
 from captioner.config import Config, DecodeConfig, ModelConfig, TrainConfig
 from captioner.errors import ConfigError
 from captioner.files import read_json, write_text
-from captioner.journal import read_log
-from captioner.train import train
+from captioner.training.log import read_log
+from captioner.training.loop import train
 
 PLAIN, BASE = "p = 0", "recipe"
 LATE = "show_tell"  # looks at the picture late: half as many epochs again, at half the cost each

@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from benchmarks.memory.networks import zoneout
 from captioner.config import ModelConfig
-from captioner.decoder import DECODERS, Prediction, ShowAttendTell, Teacher
 from captioner.errors import ConfigError
-from captioner.lstm import State
-from captioner.packed import linear
+from captioner.model.decoder import DECODERS, Prediction, ShowAttendTell, Teacher
+from captioner.model.fused.linear import linear
+from captioner.model.lstm import State
 from captioner.strict import allow
 
 

@@ -24,13 +24,13 @@ from benchmarks.gradients.plots import draw_captions, draw_random
 from benchmarks.gradients.random_lstms import RandomSettings, add_random
 from benchmarks.gradients.report import Groups, detached_table, parts_table, write_rows
 from benchmarks.reporting import aligned, machine, short_note
-from captioner.arguments import Parser, exit_code, number, picture, positive
 from captioner.checkpoint import Checkpoint, load
-from captioner.data import CaptionDataset
-from captioner.decoder import Decoder, ShowAttendTell, make_decoder
+from captioner.cli.parsing import Parser, exit_code, number, picture, positive
+from captioner.data.dataset import CaptionDataset
 from captioner.errors import ConfigError
-from captioner.flow import Flow
-from captioner.lstm import HDetachLSTM
+from captioner.model.decoder import Decoder, ShowAttendTell, make_decoder
+from captioner.model.lstm import HDetachLSTM
+from captioner.training.flow import Flow
 
 _PROGRAM = "python -m benchmarks.gradients"
 

@@ -20,7 +20,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from captioner.lstm import HDetachLSTM, State
+from captioner.model.lstm import HDetachLSTM, State
 
 Entry: TypeAlias = tuple[str, int] | tuple[str, int, int]  # parameter, row and column
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from captioner.data import CaptionDataset, pack
-from captioner.decoder import Decoder, Teacher
-from captioner.flow import Keep, Unrolled, gradient_flow, gradients, unroll, unroll_lstm
-from captioner.lstm import HDetachLSTM
+from captioner.data.dataset import CaptionDataset, pack
+from captioner.model.decoder import Decoder, Teacher
+from captioner.model.lstm import HDetachLSTM
+from captioner.training.flow import Keep, Unrolled, gradient_flow, gradients, unroll, unroll_lstm
 
 ALL, CELL, HIDDEN, SHARE = "all paths", "c alone", "through h", "share of h"
 QUANTILES = (0.1, 0.5, 0.9)

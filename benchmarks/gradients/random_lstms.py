@@ -9,7 +9,7 @@ from torch import Tensor
 
 from benchmarks.gradients.block_recursion import Blocks, block_matrices
 from benchmarks.gradients.lags import Detach, Samples, add_detached, add_parts
-from captioner.lstm import HDetachLSTM
+from captioner.model.lstm import HDetachLSTM
 
 
 @dataclass(frozen=True)

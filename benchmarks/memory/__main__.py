@@ -27,7 +27,7 @@ from benchmarks.memory.report import (
 from benchmarks.memory.running import run_trials
 from benchmarks.memory.training import Check, Outcome, read_outcome
 from benchmarks.reporting import machine, short_note
-from captioner.arguments import SettingsParser, exit_code, picture
+from captioner.cli.parsing import SettingsParser, exit_code, picture
 from captioner.device import choose_device
 from captioner.errors import ConfigError
 

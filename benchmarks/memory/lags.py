@@ -20,7 +20,7 @@ from benchmarks.memory.training import Training
 from benchmarks.memory.transfer import trained
 from benchmarks.reporting import aligned
 from captioner.errors import ConfigError
-from captioner.lstm import HDetachLSTM
+from captioner.model.lstm import HDetachLSTM
 
 NAMES = ("method", "rate", "trials")
 

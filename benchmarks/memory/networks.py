@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from captioner.errors import ConfigError
-from captioner.lstm import HDetachLSTM, State
+from captioner.model.lstm import HDetachLSTM, State
 
 CELLS = ("lstm", "h-detach", "c-detach", "gru", "irnn", "zoneout", "indrnn")
 _DETACHED = ("h-detach", "c-detach")

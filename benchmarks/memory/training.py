@@ -19,7 +19,7 @@ from benchmarks.memory.tasks import Batch, Task
 from benchmarks.reporting import machine
 from captioner.errors import ConfigError
 from captioner.files import read_json, write_text
-from captioner.lstm import HDetachLSTM
+from captioner.model.lstm import HDetachLSTM
 
 _VALIDATED = 500  # sequences at once
 CPU = torch.device("cpu")

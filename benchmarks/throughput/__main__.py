@@ -16,7 +16,7 @@ from benchmarks.reporting import machine
 from benchmarks.throughput.items import FILES, GPU_ITEMS, ITEMS
 from benchmarks.throughput.measure import Result, measure
 from benchmarks.throughput.report import as_json, draw, notes, table
-from captioner.arguments import Parser, exit_code, picture, positive
+from captioner.cli.parsing import Parser, exit_code, picture, positive
 from captioner.device import choose_device
 from captioner.errors import ConfigError
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from captioner.data import Batch
-from captioner.vocabulary import BOS, EOS, PAD
+from captioner.data.dataset import Batch
+from captioner.data.vocabulary import BOS, EOS, PAD
 
 State = tuple[Tensor, Tensor]  # h and c
 

@@ -34,18 +34,18 @@ from benchmarks.throughput.baselines import (
 from benchmarks.throughput.measure import OURS, Item, ItemMaker, Run
 from benchmarks.throughput.products import CoreSizes, DecoderSizes
 from captioner.config import DecodeConfig, EncoderConfig, ModelConfig, TrainConfig
-from captioner.data import Batch, pack
-from captioner.decoder import Decoder, Teacher, make_decoder
-from captioner.encoder import Encoder
-from captioner.images import open_image
-from captioner.lstm import HDetachLSTM
-from captioner.objective import caption_loss
-from captioner.packed import PackedWeights
-from captioner.packed import packed as packed_weights
+from captioner.data.dataset import Batch, pack
+from captioner.data.images import open_image
+from captioner.data.vocabulary import EOS, SPECIAL
+from captioner.model.decoder import Decoder, Teacher, make_decoder
+from captioner.model.encoder import Encoder
+from captioner.model.fused.linear import PackedWeights
+from captioner.model.fused.linear import packed as packed_weights
+from captioner.model.lstm import HDetachLSTM
 from captioner.pipeline import load
-from captioner.run import make_optimizer
 from captioner.search import search
-from captioner.vocabulary import EOS, SPECIAL
+from captioner.training.loss import caption_loss
+from captioner.training.run import make_optimizer
 
 DETACH = 0.25
 MAX_WORDS = 20

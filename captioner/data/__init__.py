@@ -1,0 +1,1 @@
+"""Images, words and captions: what comes in, as batches."""

@@ -1,0 +1,1 @@
+"""The encoder, the LSTM and the decoders."""

@@ -1,0 +1,1 @@
+"""The fast twins of definitions; each is tested against the one it replaces."""
