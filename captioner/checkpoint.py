@@ -19,7 +19,7 @@ from torch import Tensor
 from captioner.config import DecodeConfig, EncoderConfig, ModelConfig, from_dict
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError, ConfigError, DataError
-from captioner.model.decoder import Decoder, make_decoder
+from captioner.model import Decoder, make_decoder
 
 FORMAT = 1
 _SETTINGS = "config.json"

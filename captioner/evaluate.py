@@ -20,7 +20,7 @@ from captioner.data.fingerprint import fingerprint, split_otherwise
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError
 from captioner.metrics.scores import METRICS, Scores, check_metrics, score
-from captioner.model.decoder import Decoder
+from captioner.model import Decoder
 from captioner.model.ensemble import Ensemble, members, writer
 from captioner.model.fused.linear import packed
 from captioner.search import Hypothesis, search

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.config import DecodeConfig
-from captioner.data.vocabulary import BOS, EOS, PAD, UNWRITTEN
+from captioner.tokens import BOS, EOS, PAD, UNWRITTEN
 
 State: TypeAlias = tuple[Tensor, ...]
 Step: TypeAlias = Callable[[Tensor, State, Tensor], tuple[Tensor, State, "Tensor | None"]]

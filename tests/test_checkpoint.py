@@ -14,7 +14,7 @@ from captioner.checkpoint import Checkpoint, load, load_state, save, save_state
 from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError
-from captioner.model.decoder import make_decoder
+from captioner.model import make_decoder
 
 WORDS = Vocabulary.build(CAPTIONS, 1)
 

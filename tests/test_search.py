@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioner.config import DecodeConfig
-from captioner.data.vocabulary import BOS, EOS, PAD, UNK
 from captioner.errors import ConfigError
 from captioner.search import beam_search, draw_uniforms, sample, search
+from captioner.tokens import BOS, EOS, PAD, UNK
 
 A, B, C = 4, 5, 6
 V = 7

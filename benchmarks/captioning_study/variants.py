@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from benchmarks.memory.networks import zoneout
 from captioner.config import ModelConfig
 from captioner.errors import ConfigError
-from captioner.model.decoder import DECODERS, PackedCaptions, Prediction, ShowAttendTell
+from captioner.model import DECODERS, ShowAttendTell
+from captioner.model.decoder import PackedCaptions, Prediction
 from captioner.model.fused.linear import linear
 from captioner.model.lstm import State
 from captioner.strict import allow

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.data.dataset import CaptionDataset, pack
-from captioner.model.decoder import Decoder
+from captioner.model import Decoder
 from captioner.model.lstm import HDetachLSTM
 from captioner.training.flow import Keep, Unrolled, gradient_flow, gradients, unroll, unroll_lstm
 

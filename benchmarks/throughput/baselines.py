@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from captioner.data.dataset import Batch
-from captioner.data.vocabulary import BOS, EOS, PAD
+from captioner.tokens import BOS, EOS, PAD
 
 State = tuple[Tensor, Tensor]  # h and c
 

@@ -36,14 +36,14 @@ from benchmarks.throughput.products import CoreSizes, DecoderSizes
 from captioner.config import DecodeConfig, EncoderConfig, ModelConfig, TrainConfig
 from captioner.data.dataset import Batch, pack
 from captioner.data.images import open_image
-from captioner.data.vocabulary import EOS, SPECIAL
-from captioner.model.decoder import Decoder, make_decoder
+from captioner.model import Decoder, make_decoder
 from captioner.model.encoder import Encoder
 from captioner.model.fused.linear import PackedWeights
 from captioner.model.fused.linear import packed as packed_weights
 from captioner.model.lstm import HDetachLSTM
 from captioner.pipeline import load
 from captioner.search import search
+from captioner.tokens import EOS, SPECIAL
 from captioner.training.loss import caption_loss
 from captioner.training.run import make_optimizer
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from captioner.data.feature_store import FeatureStore
-from captioner.data.vocabulary import BOS, EOS, Vocabulary, tokenize
+from captioner.data.vocabulary import Vocabulary, tokenize
 from captioner.errors import DataError
 from captioner.model.decoder import PackedCaptions
+from captioner.tokens import BOS, EOS
 
 # Features of the examples at some indices, mirrored where it says so.
 Reader: TypeAlias = Callable[[Sequence[int], Sequence[bool]], Tensor]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from captioner import checkpoint as checkpoints
 from captioner.checkpoint import Checkpoint
 from captioner.errors import CheckpointError
-from captioner.model.decoder import Decoder, Memory, ShowTell
+from captioner.model import Decoder, ShowTell
+from captioner.model.decoder import Memory
 
 
 class Ensemble(nn.Module):

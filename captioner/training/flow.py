@@ -19,14 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.errors import ConfigError
-from captioner.model.decoder import (
-    Adaptive,
-    Decoder,
-    PackedCaptions,
-    ShowAttendTell,
-    ShowTell,
-    UpDown,
-)
+from captioner.model import Adaptive, Decoder, ShowAttendTell, ShowTell, UpDown
+from captioner.model.decoder import PackedCaptions
 from captioner.model.lstm import HDetachLSTM, State
 
 Layers: TypeAlias = tuple[Tensor, ...]  # a tensor (n, H) for each layer of the LSTM

@@ -21,7 +21,7 @@ from captioner.data.dataset import Batch, CaptionDataset
 from captioner.errors import ConfigError
 from captioner.evaluate import best_captions, caption_split, references
 from captioner.metrics.scores import ReferenceScorer
-from captioner.model.decoder import Decoder
+from captioner.model import Decoder
 from captioner.training.augmentation import ahead
 from captioner.training.flow import gradient_flow, unroll
 from captioner.training.log import Journal

@@ -17,7 +17,7 @@ from captioner.config import DecodeConfig, TrainConfig
 from captioner.data.dataset import Batch, CaptionDataset, pack
 from captioner.data.vocabulary import tokenize
 from captioner.metrics.cider import CiderD
-from captioner.model.decoder import Decoder
+from captioner.model import Decoder
 from captioner.model.fused.linear import packed
 from captioner.search import Step, search
 

@@ -22,7 +22,7 @@ from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data.dataset import pack
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError, ConfigError
-from captioner.model.decoder import DECODERS, ShowAttendTell, make_decoder
+from captioner.model import DECODERS, ShowAttendTell, make_decoder
 from captioner.training.loss import cross_entropy
 
 V = 20

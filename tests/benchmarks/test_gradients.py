@@ -30,7 +30,7 @@ from captioner.checkpoint import Checkpoint, save
 from captioner.config import DecodeConfig
 from captioner.data.dataset import CaptionDataset, pack
 from captioner.data.vocabulary import Vocabulary
-from captioner.model.decoder import make_decoder
+from captioner.model import make_decoder
 from captioner.model.lstm import HDetachLSTM
 from captioner.training.flow import gradient_flow, unroll, unroll_lstm
 
@@ -154,7 +154,7 @@ def test_valves_give_the_losses_and_gradients_of_training_for_every_pattern_of_b
         run.set_valves(keep, keep if detach_attention else [1.0] * len(keep))
         found = torch.autograd.grad(losses.sum(), weights, retain_graph=True)
         draw = torch.tensor(blocked)
-        monkeypatch.setattr("captioner.model.decoder.draw_blocked", lambda *_, draw=draw: draw)
+        monkeypatch.setattr(f"captioner.model.{name}.draw_blocked", lambda *_, draw=draw: draw)
         prediction = decoder(
             batch.features, captions, detach_prob=0.5, detach_attention=detach_attention
         )

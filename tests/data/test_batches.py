@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from captioner.data.dataset import CaptionDataset, pack
-from captioner.data.vocabulary import BOS, EOS
+from captioner.tokens import BOS, EOS
 from tests.tiny import make_data, random_features
 
 

@@ -11,7 +11,7 @@ from captioner.data.dataset import CaptionDataset
 from captioner.data.vocabulary import tokenize
 from captioner.errors import ConfigError
 from captioner.metrics.cider import CiderD
-from captioner.model.decoder import make_decoder
+from captioner.model import make_decoder
 from captioner.training.loop import epoch_batches, train_step
 from captioner.training.run import prepare, save_run
 from captioner.training.self_critical import END, SelfCritical

@@ -15,10 +15,10 @@ from tiny import CAPTIONS, make_config, make_data, random_features
 from captioner import checkpoint as checkpoints
 from captioner.config import TrainConfig
 from captioner.data.dataset import CaptionDataset, pack
-from captioner.data.vocabulary import BOS
 from captioner.errors import CheckpointError, ConfigError
 from captioner.evaluate import caption_split
 from captioner.model.decoder import Prediction
+from captioner.tokens import BOS
 from captioner.training.log import read_log
 from captioner.training.loop import train
 from captioner.training.loss import caption_loss, detach_probability, learning_rate
