@@ -2,4 +2,4 @@
 
 PAD, BOS, EOS, UNK = range(4)
 SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
-UNWRITTEN = [PAD, BOS, UNK]  # never part of a caption; EOS, too, is never its first token
+UNWRITTEN = [PAD, BOS, UNK]  # never part of a caption; EOS is never its first token

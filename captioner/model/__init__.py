@@ -1,4 +1,4 @@
-"""Encoder, LSTM and decoders; DECODERS names the decoders as `model.decoder` does."""
+"""Decoders by the names of `model.decoder`; encoder and LSTM have files of their own."""
 
 from __future__ import annotations
 

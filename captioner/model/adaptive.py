@@ -51,16 +51,16 @@ class Adaptive(nn.Module):
         tokens: Tensor,
         state: State,
         image: Tensor,
-        asking: Tensor | None = None,
+        attention_h: Tensor | None = None,
     ) -> tuple[Tensor, State, Tensor]:
         """Return logits (n, V) after `tokens` (n,), the next state, and the attention (n, L).
 
         The attention is that over the grid alone: each row sums to 1, whatever the weight of the
-        sentinel. `asking` (n, H) replaces h as the input of the sentinel's gate.
+        sentinel. `attention_h` (n, H) replaces h as the input of the sentinel's gate.
         """
         x = self._inputs(memory, tokens, image)
         h, c = self.core.step(self.core.input_gates(x), state, blocked=False)
-        before = state[0] if asking is None else asking
+        before = state[0] if attention_h is None else attention_h
         context, attention = self._attend(memory, x, before, h, c, image)
         logits = self.out(self.dropout(context + h))
         return logits, (h, c), attention

@@ -22,7 +22,7 @@ def lstm_cell(gates: Tensor, cell: Tensor) -> State:
 
 
 def hold(state: State, blocked: bool, detach: str) -> State:
-    """Return the state as input of a step; at a blocked one, h (or c, as `detach`) is constant."""
+    """Return the state as input of a step; at a blocked one, h (c for c-detach) is a constant."""
     h, c = state
     if not blocked:
         return h, c

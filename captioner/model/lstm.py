@@ -158,8 +158,8 @@ class HDetachLSTM(nn.LSTM):
                 "or give `blocked`"
             )
         layers = 1 if self.share_detach else self.num_layers
-        drawn = draw_blocked(layers * steps, self.detach_prob, self.generator)
-        return drawn.view(layers, steps).expand(self.num_layers, steps)
+        blocked = draw_blocked(layers * steps, self.detach_prob, self.generator)
+        return blocked.view(layers, steps).expand(self.num_layers, steps)
 
     def _draws(self) -> bool:
         return self.training and self.detach_prob > 0

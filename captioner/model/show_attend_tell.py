@@ -59,15 +59,15 @@ class ShowAttendTell(AttentionDecoder):
         tokens: Tensor,
         state: State,
         image: Tensor,
-        asking: Tensor | None = None,
+        attention_h: Tensor | None = None,
     ) -> tuple[Tensor, State, Tensor]:
         """Return logits (n, V) after `tokens` (n,), the next state, and the attention (n, L).
 
-        `asking` (n, H) replaces h as the input of the attention.
+        `attention_h` (n, H) replaces h as the input of the attention.
         """
         words = self.embed_words(memory, tokens, image)
         places = Places.of(image, len(memory.values))
-        query = state[0] if asking is None else asking
+        query = state[0] if attention_h is None else attention_h
         context, attention = self._attend(memory, query, image, places)
         h, c = self._recur(self._word_gates(words), context, state, blocked=False)
         logits = self.out(self._deep(words, h, context))
