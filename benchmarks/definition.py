@@ -19,7 +19,7 @@ from tqdm import tqdm
 from captioner.cli.parsing import SettingsParser, exit_code
 from captioner.config import Config
 from captioner.errors import ConfigError
-from captioner.model.decoder import ShowAttendTell
+from captioner.model import ShowAttendTell
 from captioner.model.lstm import HDetachLSTM
 from captioner.training.loop import epoch_batches, train_step
 from captioner.training.run import Run, prepare

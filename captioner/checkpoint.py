@@ -1,4 +1,4 @@
-"""Save and load one self-sufficient checkpoint folder: weights, settings, words, model card."""
+"""Save and load self-sufficient checkpoint folders: weights, settings, words, model card."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import difflib
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,19 +19,20 @@ from torch import Tensor
 from captioner.config import DecodeConfig, EncoderConfig, ModelConfig, from_dict
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError, ConfigError, DataError
-from captioner.model.decoder import Decoder, make_decoder
+from captioner.model import Decoder, ShowTell, make_decoder
+from captioner.model.ensemble import Ensemble
 
 FORMAT = 1
 _SETTINGS = "config.json"
-_ENCODER = "encoder."  # begins the names of a trained CNN's weights
+_ENCODER = "encoder."  # prefix of a trained CNN's weights
 _OWN_FOLDERS = ("checkpoints", "runs", "data", "out", "output", "models", "configs", "images")
-_NEAR = 0.75  # of 1: so alike are names with a slip of the pen
+_NEAR = 0.75  # similarity of names that differ by a typing error; 1 is equal
 _FILES = (".safetensors", ".json", ".yaml", ".pt", ".pth", ".ckpt", ".bin", ".zip", ".jpg", ".png")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything needed to caption a picture; a frozen CNN is named, a trained one stored."""
+    """Everything needed to caption an image; a frozen CNN is named, a trained one stored."""
 
     decoder: Decoder
     model: ModelConfig
@@ -40,41 +41,23 @@ class Checkpoint:
     vocabulary: Vocabulary
     feature_dim: int  # D of the encoder's grid
     grid: int  # cells along each side of the encoder's grid
-    trained: Mapping[str, Any] = field(default_factory=dict)  # settings and scores, for reading
+    trained: Mapping[str, Any] = field(default_factory=dict)  # settings and scores, for the record
     encoder_state: Mapping[str, Tensor] | None = None  # weights of a trained CNN
 
 
 def save(checkpoint: Checkpoint, folder: Path, *, half: bool = False, card: str = "") -> None:
-    """Write the folder whole or not at all; `half` stores the weights in float16.
+    """Write the folder completely or not at all; `half` stores the weights in float16.
 
-    At every moment `load` finds a whole checkpoint, the one before or the new one, even if the
-    process is killed. Raises CheckpointError when the folder cannot be written.
+    At every moment `load` finds a complete checkpoint, the old or the new one, even if the process
+    is killed. Raises CheckpointError if the folder cannot be written.
     """
     partial, replaced = folder.with_name(folder.name + ".part"), _replaced(folder)
-    stored = dict(checkpoint.decoder.state_dict())
-    for name, value in (checkpoint.encoder_state or {}).items():
-        stored[_ENCODER + name] = value
-    weights = {
-        name: (value.half() if half else value).cpu().contiguous() for name, value in stored.items()
-    }
-    settings = {
-        "format": FORMAT,
-        "encoder": asdict(checkpoint.encoder),
-        "model": asdict(checkpoint.model),
-        "decode": asdict(checkpoint.decode),
-        "feature_dim": checkpoint.feature_dim,
-        "grid": checkpoint.grid,
-        "trained": dict(checkpoint.trained),
-    }
     try:
         if not folder.exists() and (replaced / _SETTINGS).is_file():  # a save was killed here
             replaced.rename(folder)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(weights, partial / "model.safetensors", {"format": "pt"})
-        (partial / "model.safetensors").chmod(0o644)  # the library makes it its owner's alone
-        (partial / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
-        checkpoint.vocabulary.save(partial / "vocabulary.json")
+        _write(checkpoint, partial, half)
         if card:
             (partial / "README.md").write_text(card, "utf-8")
         if folder.exists():
@@ -91,16 +74,38 @@ def save(checkpoint: Checkpoint, folder: Path, *, half: bool = False, card: str 
         raise CheckpointError(f"cannot write the checkpoint {folder}: {error.strerror}") from None
 
 
-def load(path: Path | str) -> Checkpoint:
-    """Read a checkpoint folder, or a Hugging Face Hub id such as `name/model`, given as text.
+def _write(checkpoint: Checkpoint, folder: Path, half: bool) -> None:
+    stored = dict(checkpoint.decoder.state_dict())
+    for name, value in (checkpoint.encoder_state or {}).items():
+        stored[_ENCODER + name] = value
+    weights = {
+        name: (value.half() if half else value).cpu().contiguous() for name, value in stored.items()
+    }
+    settings = {
+        "format": FORMAT,
+        "encoder": asdict(checkpoint.encoder),
+        "model": asdict(checkpoint.model),
+        "decode": asdict(checkpoint.decode),
+        "feature_dim": checkpoint.feature_dim,
+        "grid": checkpoint.grid,
+        "trained": dict(checkpoint.trained),
+    }
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors lets its owner alone read it
+    (folder / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+    checkpoint.vocabulary.save(folder / "vocabulary.json")
 
-    Raises CheckpointError when it is missing, incomplete, damaged or of another format.
+
+def load(path: Path | str) -> Checkpoint:
+    """Read a checkpoint folder, or a str that is a Hugging Face Hub id such as "name/model".
+
+    Raises CheckpointError if it is missing, incomplete, damaged or of another format.
     """
     folder = _find(path)
     settings = _read_settings(folder)
     for name in ("model.safetensors", "vocabulary.json"):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} is incomplete: {name} is missing")
+            raise CheckpointError(f"{folder} is incomplete: {name} is missing; copy it again")
     try:
         model = from_dict(ModelConfig, settings["model"], "model")
         encoder = from_dict(EncoderConfig, settings["encoder"], "encoder")
@@ -116,10 +121,15 @@ def load(path: Path | str) -> Checkpoint:
         decoder.load_state_dict(weights)
         grid, feature_dim = int(settings["grid"]), int(settings["feature_dim"])
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder}/model.safetensors is damaged: {error}") from None
+        raise CheckpointError(
+            f"{folder}/model.safetensors is damaged: {error}; copy it again"
+        ) from None
     except (RuntimeError, KeyError, TypeError, ValueError, ConfigError, DataError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{folder} does not fit together: {reason}") from None
+        raise CheckpointError(
+            f"{folder}: its files do not fit together: {reason}; copy it again, or install the "
+            "version of captioner that wrote it"
+        ) from None
     decoder.requires_grad_(False).eval()
     trained = settings.get("trained", {})
     return Checkpoint(
@@ -128,8 +138,57 @@ def load(path: Path | str) -> Checkpoint:
     )  # fmt: skip
 
 
+def load_members(paths: Sequence[Path | str]) -> list[Checkpoint]:
+    """Read the checkpoints of an ensemble; raises CheckpointError if their vocabularies differ."""
+    return members([load(path) for path in paths], paths)
+
+
+def members(
+    checkpoint: Checkpoint | Sequence[Checkpoint], names: Sequence[object] = ()
+) -> list[Checkpoint]:
+    """Return the members of an ensemble, which may be one checkpoint alone.
+
+    Raises CheckpointError, with their `names` if given, if their vocabularies differ.
+    """
+    found = [checkpoint] if isinstance(checkpoint, Checkpoint) else list(checkpoint)
+    if not found:
+        raise CheckpointError("no checkpoint is given; an ensemble takes one or more")
+    names = names or [f"checkpoint {number}" for number in range(1, len(found) + 1)]
+    for name, member in zip(names, found, strict=True):
+        ours, theirs = found[0].vocabulary.words, member.vocabulary.words
+        if ours != theirs:
+            same = "in another order" if set(ours) == set(theirs) else "other words"
+            raise CheckpointError(
+                f"{name} has another vocabulary than {names[0]} ({len(theirs):,} words, "
+                f"{len(ours):,}; {same}); the members of an ensemble must share one"
+            )
+    return found
+
+
+def joint_decoder(members: Sequence[Checkpoint]) -> Decoder | Ensemble:
+    """Return the decoder of one checkpoint, or the ensemble of several."""
+    if len(members) == 1:
+        return members[0].decoder
+    return Ensemble([member.decoder for member in members], attention=have_attention(members))
+
+
+def have_attention(members: Sequence[Checkpoint]) -> bool:
+    """Whether captions have attention: some members do, all over the same grid and crop."""
+    views = {(member.encoder.resize, member.grid) for member in members if _attends(member)}
+    return len(views) == 1
+
+
+def attention_member(members: Sequence[Checkpoint]) -> Checkpoint:
+    """Return the member whose view of an image the attention covers."""
+    return next((member for member in members if _attends(member)), members[0])
+
+
+def _attends(member: Checkpoint) -> bool:
+    return not isinstance(member.decoder, ShowTell)
+
+
 def _replaced(folder: Path) -> Path:
-    """Where a folder stands while another takes its place."""
+    """Return where a folder is kept while another replaces it."""
     return folder.with_name(folder.name + ".old")
 
 
@@ -149,7 +208,9 @@ def _find(path: Path | str) -> Path:
     if not folder.exists() and (_replaced(folder) / _SETTINGS).is_file():
         return _replaced(folder)  # a save was killed between its two renames
     if folder.exists():
-        raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.json")
+        raise CheckpointError(
+            f"{folder} is not a checkpoint folder: it has no config.json; give one that has"
+        )
     missing = f"no checkpoint at {path}"
     near = _nearest_folder(folder)
     if near:
@@ -160,19 +221,19 @@ def _find(path: Path | str) -> Path:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(str(path)))
-    except Exception as error:  # the Hub's client raises many kinds, all meaning "not there"
+    except Exception as error:  # the Hub's client raises many kinds for what it does not find
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"{missing}: there is no such folder, and read as a Hugging Face Hub id it gave "
-            f"none: {reason}; check the path, or the id and the connection"
+            f"{missing}: it is not a folder here, and not found on the Hugging Face Hub: {reason}; "
+            "check the path, or the id and the connection"
         ) from None
 
 
 def _may_be_hub_id(path: Path | str) -> bool:
-    """Whether it has the form of a Hub id, `name/model`, and is no path with a slip in it.
+    """Whether `path` has the form of a Hub id, name/model, and is not a mistyped path.
 
-    Nothing of a person's folders is asked of the Hub: `name` is not (nearly) a folder here or one
-    that our own commands make, and `model` has no file's suffix.
+    Names of local folders are never sent to the Hub: `name` is not close to a folder here or to one
+    that our own commands make, and `model` has no suffix of a file.
     """
     text = str(path)
     if isinstance(path, Path) or not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text, re.ASCII):
@@ -184,7 +245,7 @@ def _may_be_hub_id(path: Path | str) -> bool:
 
 
 def _nearest_folder(folder: Path) -> str | None:
-    """A checkpoint folder whose path is nearly this one, from here."""
+    """Return a checkpoint folder whose path is close to this one, if there is one."""
     at = Path(folder.anchor)
     for part in folder.parts[len(at.parts) :]:
         if not (at / part).is_dir():
@@ -205,18 +266,21 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from None
+        raise CheckpointError(f"{path} is damaged: {error}; copy it again") from None
     if not isinstance(settings, dict) or "format" not in settings:
-        raise CheckpointError(f"{path} is not a captioner checkpoint's settings")
+        raise CheckpointError(
+            f"{path} does not hold the settings of a captioner checkpoint; give another folder"
+        )
     if settings["format"] != FORMAT:
         raise CheckpointError(
-            f"{folder} has format {settings['format']}; this version of captioner reads {FORMAT}"
+            f"{folder} has format {settings['format']}; this version of captioner reads {FORMAT}; "
+            "install the version that wrote it"
         )
     return settings
 
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:
-    """Write training state atomically: an interruption leaves the one before."""
+    """Write training state atomically: if interrupted, the old file stays."""
     partial = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -234,10 +298,10 @@ def load_state(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"nothing to resume: no training state at {path}; start the run without --resume"
         ) from None
-    except Exception as error:  # UnpicklingError, RuntimeError, EOFError ... for damaged files
+    except Exception as error:  # torch raises many kinds for damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
             f"the training state {path} is damaged: {reason}; give another --out, and "
-            f"{path.parent / 'last'} as train.start to go on from its weights"
+            f"{path.parent / 'last'} as train.start to continue from its weights"
         ) from None
     return state

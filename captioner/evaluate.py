@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner.checkpoint import Checkpoint
+from captioner.checkpoint import Checkpoint, joint_decoder, members
 from captioner.config import DecodeConfig
 from captioner.data.coco import write_results
 from captioner.data.dataset import CaptionDataset
@@ -20,8 +20,8 @@ from captioner.data.fingerprint import fingerprint, split_otherwise
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError
 from captioner.metrics.scores import METRICS, Scores, check_metrics, score
-from captioner.model.decoder import Decoder
-from captioner.model.ensemble import Ensemble, members, writer
+from captioner.model import Decoder
+from captioner.model.ensemble import Ensemble
 from captioner.model.fused.linear import packed
 from captioner.search import Hypothesis, search
 
@@ -150,7 +150,7 @@ def _caption_split(
     for member in found:
         check_encoder(member, dataset)
     return caption_split(
-        writer(found),
+        joint_decoder(found),
         dataset,
         decode,
         vocabulary=found[0].vocabulary,

@@ -17,14 +17,20 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from captioner.checkpoint import Checkpoint
+from captioner.checkpoint import (
+    Checkpoint,
+    attention_member,
+    have_attention,
+    joint_decoder,
+    load_members,
+    members,
+)
 from captioner.config import DecodeConfig
 from captioner.data.images import ImageSource, open_image
 from captioner.data.vocabulary import joined
 from captioner.device import choose_device
 from captioner.errors import CheckpointError, ConfigError, DataError
 from captioner.model.encoder import Encoder
-from captioner.model.ensemble import attends, load_members, looking, members, writer
 from captioner.model.fused.linear import PackedWeights, packed
 from captioner.search import Hypothesis, search
 
@@ -68,17 +74,17 @@ class Captioner:
             member.encoder: Encoder(member.encoder, member.encoder_state).to(self.device)
             for member in {member.encoder: member for member in self._members}.values()
         }
-        looks = looking(self._members)
+        looks = attention_member(self._members)
         self._grid = looks.grid
         self.encoder = self._encoders[looks.encoder]
-        self.decoder = writer(self._members).to(self.device)
+        self.decoder = joint_decoder(self._members).to(self.device)
         self._packed = PackedWeights(self.decoder)
         self.vocabulary = self.checkpoint.vocabulary
 
     @property
     def attends(self) -> bool:
         """Whether captions come with attention."""
-        return attends(self._members)
+        return have_attention(self._members)
 
     @property
     def decode(self) -> DecodeConfig:

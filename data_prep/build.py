@@ -24,17 +24,11 @@ from tqdm import tqdm
 from captioner.config import EncoderConfig, TrainConfig
 from captioner.data.feature_store import DONE, FeatureStore, Source, read_sources
 from captioner.data.images import open_image
-from captioner.data.vocabulary import (
-    SPECIAL,
-    UNK,
-    Vocabulary,
-    characters,
-    lacks_spaces,
-    tokenize,
-)
+from captioner.data.vocabulary import Vocabulary, characters, lacks_spaces, tokenize
 from captioner.errors import DataError
 from captioner.files import write_text
 from captioner.model.encoder import Encoder
+from captioner.tokens import SPECIAL, UNK
 from data_prep.names import Folder
 from data_prep.records import SPLITS, WARNINGS, Record
 

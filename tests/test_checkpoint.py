@@ -1,4 +1,4 @@
-"""Checkpoint folders: a round trip changes nothing, and every kind of damage is named."""
+"""Checkpoint folders: a round trip changes nothing, and every kind of damage is reported."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from captioner.checkpoint import Checkpoint, load, load_state, save, save_state
 from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError
-from captioner.model.decoder import make_decoder
+from captioner.model import make_decoder
 
 WORDS = Vocabulary.build(CAPTIONS, 1)
 
@@ -34,7 +34,7 @@ def make(**changes):
     return Checkpoint(**{**parts, **changes})
 
 
-def test_a_round_trip_gives_back_everything(tmp_path):
+def test_a_round_trip_changes_nothing(tmp_path):
     checkpoint = make()
     save(checkpoint, tmp_path / "c", card="# A card\n")
     back = load(tmp_path / "c")
@@ -60,7 +60,7 @@ def test_half_precision_halves_the_file_and_loads_as_float32(tmp_path):
         torch.testing.assert_close(weights[name], weight, atol=1e-3, rtol=1e-3)
 
 
-def test_saving_again_replaces_the_folder_whole(tmp_path):
+def test_saving_again_replaces_the_whole_folder(tmp_path):
     save(make(), tmp_path / "c", card="old")
     save(make(trained={"epoch": 4}), tmp_path / "c")
     assert load(tmp_path / "c").trained == {"epoch": 4}
@@ -97,7 +97,7 @@ def killed_at(step, monkeypatch):
 
 
 @pytest.mark.parametrize("first", range(13))
-def test_a_save_killed_anywhere_leaves_a_whole_checkpoint_and_so_does_the_next(tmp_path, first):
+def test_a_save_killed_anywhere_leaves_a_complete_checkpoint_and_so_does_the_next(tmp_path, first):
     folder = tmp_path / "c"
     save(make(trained={"epoch": 1}), folder)
     known = {1}
@@ -158,13 +158,13 @@ def damage(folder, what):
         ("truncated weights", "damaged"),
         ("empty weights", "damaged"),
         ("no vocabulary", "vocabulary"),
-        ("shorter vocabulary", "does not fit together"),
+        ("shorter vocabulary", "do not fit together"),
         ("settings cut off", "damaged"),
         ("another format", "format 99; this version of captioner reads 1"),
         ("an unknown setting", "unknown setting 'heads'"),
     ],
 )
-def test_damage_is_named(tmp_path, what, message):
+def test_damage_is_reported(tmp_path, what, message):
     save(make(), tmp_path / "c")
     damage(tmp_path / "c", what)
     with pytest.raises(CheckpointError, match=message):

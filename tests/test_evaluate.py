@@ -14,7 +14,7 @@ from captioner.data.fingerprint import fingerprint
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError, DataError, MetricError
 from captioner.evaluate import evaluate, sampled_captions
-from captioner.model.decoder import make_decoder
+from captioner.model import make_decoder
 
 WORDS = Vocabulary.build(CAPTIONS, 1)
 BEAM = DecodeConfig(beam_size=2, max_words=6)

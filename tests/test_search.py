@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioner.config import DecodeConfig
-from captioner.data.vocabulary import BOS, EOS, PAD, UNK
 from captioner.errors import ConfigError
 from captioner.search import beam_search, draw_uniforms, sample, search
+from captioner.tokens import BOS, EOS, PAD, UNK
 
 A, B, C = 4, 5, 6
 V = 7
@@ -20,15 +20,15 @@ PLAIN = DecodeConfig(beam_size=1, length_norm=0.0, max_words=5)
 def table(*chances):
     """A `step` that knows the next word from the last one: {last: {next: probability}}."""
     logits = torch.full((len(chances), V, V), -30.0)
-    for picture, rows in enumerate(chances):
+    for index, rows in enumerate(chances):
         for last, following in rows.items():
             for word, chance in following.items():
-                logits[picture, last, word] = torch.tensor(chance).log()
+                logits[index, last, word] = torch.tensor(chance).log()
 
     def step(tokens, state, image):
         (count,) = state
-        looked = torch.nn.functional.one_hot(tokens, V).float()
-        return logits[image, tokens], (count + 1,), looked
+        attention = torch.nn.functional.one_hot(tokens, V).float()
+        return logits[image, tokens], (count + 1,), attention
 
     return step, (torch.zeros(len(chances)),)
 
@@ -47,12 +47,12 @@ def test_beam_finds_what_greedy_misses():
     assert beam.log_prob > greedy.log_prob
 
 
-def test_pictures_of_a_batch_get_what_they_get_alone():
+def test_images_of_a_batch_have_the_captions_they_have_alone():
     together = beam_search(*table(TRAP, EASY), replace(PLAIN, beam_size=3))
-    for picture, rows in enumerate((TRAP, EASY)):
+    for index, rows in enumerate((TRAP, EASY)):
         alone = beam_search(*table(rows), replace(PLAIN, beam_size=3))[0]
-        assert [h.tokens for h in together[picture]] == [h.tokens for h in alone]
-        assert [h.score for h in together[picture]] == pytest.approx([h.score for h in alone])
+        assert [h.tokens for h in together[index]] == [h.tokens for h in alone]
+        assert [h.score for h in together[index]] == pytest.approx([h.score for h in alone])
 
 
 def repeats(words, size):
@@ -108,7 +108,7 @@ def plain_beam_search(log_probs, config, bad_endings=()):
 @settings(max_examples=100, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
-    pictures=st.integers(1, 4),
+    images=st.integers(1, 4),
     beams=st.integers(1, 9),
     max_words=st.integers(1, 6),
     eagerness=st.sampled_from([-30.0, -2.0, 0.0, 3.0]),
@@ -117,16 +117,16 @@ def plain_beam_search(log_probs, config, bad_endings=()):
     bad_endings=st.sampled_from([(), (A,), (A, B, C)]),
     length_norm=st.sampled_from([0.0, 0.7, 1.4]),
 )
-def test_a_batch_finds_what_a_plain_search_finds_picture_by_picture(
-    seed, pictures, beams, max_words, eagerness, spread, block_repeats, bad_endings, length_norm
+def test_a_batch_has_the_captions_of_a_plain_search_image_by_image(
+    seed, images, beams, max_words, eagerness, spread, block_repeats, bad_endings, length_norm
 ):
-    """From pictures that end at once to such that never end, and beams wider than the words.
+    """From captions that end at once to captions that never end, and beams wider than the words.
 
     With 1 in `block_repeats` the three words are soon used up: then a caption ends on any word.
     """
     torch.manual_seed(seed)
-    logits = spread * torch.randn(pictures, max_words + 1, V, V)  # no two captions score the same
-    logits[..., EOS] += eagerness * spread * torch.rand(pictures, 1, 1)
+    logits = spread * torch.randn(images, max_words + 1, V, V)  # no two captions score the same
+    logits[..., EOS] += eagerness * spread * torch.rand(images, 1, 1)
 
     def step(tokens, state, image):
         (length,) = state
@@ -135,9 +135,9 @@ def test_a_batch_finds_what_a_plain_search_finds_picture_by_picture(
     config = DecodeConfig(
         beam_size=beams, max_words=max_words, block_repeats=block_repeats, length_norm=length_norm
     )
-    found = beam_search(step, (torch.zeros(pictures, dtype=torch.long),), config, bad_endings)
-    for picture, hypotheses in enumerate(found):
-        wanted = plain_beam_search(logits[picture], config, bad_endings)
+    found = beam_search(step, (torch.zeros(images, dtype=torch.long),), config, bad_endings)
+    for index, hypotheses in enumerate(found):
+        wanted = plain_beam_search(logits[index], config, bad_endings)
         assert [tuple(h.tokens) for h in hypotheses] == [words for words, _ in wanted]
         assert [h.log_prob for h in hypotheses] == pytest.approx([s for _, s in wanted], abs=1e-4)
 
@@ -149,7 +149,7 @@ def test_a_batch_finds_what_a_plain_search_finds_picture_by_picture(
     bad_endings=st.sampled_from([(), (A,), (A, B, C)]),
     whole_endings=st.booleans(),
 )
-def test_samples_neither_repeat_nor_break_off_and_score_as_if_all_were_allowed(
+def test_samples_neither_repeat_nor_end_badly_and_score_as_if_no_word_were_blocked(
     seed, block_repeats, bad_endings, whole_endings
 ):
     torch.manual_seed(seed)
@@ -164,7 +164,7 @@ def test_samples_neither_repeat_nor_break_off_and_score_as_if_all_were_allowed(
 
     found = search(step, (torch.zeros(2, 1),), config, bad_endings)
     forbidden = bad_endings if whole_endings else ()
-    for picture, hypotheses in enumerate(found):
+    for index, hypotheses in enumerate(found):
         assert len(hypotheses) == 20
         for words, log_prob in ((h.tokens, h.log_prob) for h in hypotheses):
             assert not repeats(words, block_repeats)
@@ -172,7 +172,7 @@ def test_samples_neither_repeat_nor_break_off_and_score_as_if_all_were_allowed(
             assert len(words) == 6 or stuck or words[-1] not in forbidden
             wanted = 0.0
             for t, (last, word) in enumerate(zip([BOS, *words], [*words, EOS], strict=True)):
-                row = logits[picture, last].clone()
+                row = logits[index, last].clone()
                 row[[PAD, BOS, UNK] + [EOS] * (t == 0)] = -torch.inf
                 wanted += row.log_softmax(-1)[word].item() if t < 6 else 0.0
             assert log_prob == pytest.approx(wanted, abs=1e-4)
@@ -197,13 +197,13 @@ def test_blocked_repeats_lead_a_greedy_caption_out_of_its_loop(size, words):
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_a_caption_without_words_left_ends_on_any(sampled):
+def test_a_caption_without_possible_words_ends_on_any_word(sampled):
     config = replace(PLAIN, block_repeats=1, max_words=9, sample=sampled)
     (found,) = search(*table(LOOP), config, bad_endings=[A, B, C])[0]
     assert sorted(found.tokens) == [A, B, C]
 
 
-def test_a_caption_does_not_end_in_the_middle_of_a_phrase_and_pays_for_going_on():
+def test_a_caption_continues_after_a_bad_ending_and_its_score_includes_the_continuation():
     rows = {BOS: {A: 1.0}, A: {EOS: 0.9, B: 0.1}, B: {EOS: 1.0}}
     whole = search(*table(rows), PLAIN, bad_endings=[A])[0][0]
     assert whole.tokens == [A, B]
@@ -214,7 +214,7 @@ def test_a_caption_does_not_end_in_the_middle_of_a_phrase_and_pays_for_going_on(
 
 
 @pytest.mark.parametrize("sampled", [False, True])
-def test_the_first_step_sees_a_picture_once_and_finished_ones_are_no_longer_stepped(sampled):
+def test_the_first_step_has_one_row_for_each_image_and_finished_images_have_none(sampled):
     step, state = table({BOS: {C: 1.0}, C: {C: 1.0}}, {BOS: {A: 1.0}, A: {EOS: 1.0}})
     seen = []
 
@@ -231,7 +231,7 @@ def test_the_first_step_sees_a_picture_once_and_finished_ones_are_no_longer_step
     assert all(rows == sorted(rows) for rows in seen)
 
 
-def test_captions_come_best_first_and_differ():
+def test_captions_are_distinct_and_best_first():
     found = beam_search(*table(EASY), replace(PLAIN, beam_size=3))[0]
     assert found[0].tokens == [C, A]
     assert [h.score for h in found] == sorted((h.score for h in found), reverse=True)
@@ -239,7 +239,7 @@ def test_captions_come_best_first_and_differ():
 
 
 @pytest.mark.parametrize(("length_norm", "chance"), [(0.0, 0.6 * 0.9), (3.0, 0.6 * 0.9 * 0.8)])
-def test_what_ends_at_max_words_and_is_cut_there_is_one_caption(length_norm, chance):
+def test_a_caption_that_ends_at_max_words_and_is_cut_there_is_returned_once(length_norm, chance):
     """It has the better of its two scores: a norm of 3 makes the end pay."""
     rows = {BOS: {A: 0.4, B: 0.6}, A: {A: 1.0}, B: {C: 0.9, EOS: 0.1}, C: {EOS: 0.8, A: 0.2}}
     config = replace(PLAIN, beam_size=3, max_words=2, length_norm=length_norm)
@@ -275,7 +275,7 @@ def test_distinct_samples_of_an_image_differ_and_do_not_depend_on_its_batch(
         assert facts(hypotheses) == facts(alone)
 
 
-def test_distinct_samples_are_the_first_different_ones_of_independent_draws():
+def test_distinct_samples_are_the_first_different_ones_of_independent_samples():
     step, state = table(
         {BOS: {A: 0.9, B: 0.06, C: 0.04}, A: {EOS: 1.0}, B: {EOS: 1.0}, C: {EOS: 1.0}}
     )
@@ -297,7 +297,7 @@ def test_a_wide_beam_finds_the_best_of_all_captions_in_their_order():
         assert found.log_prob == pytest.approx(torch.tensor(chance).log().item(), abs=1e-4)
 
 
-def test_a_caption_that_never_ends_is_cut_and_still_given():
+def test_a_caption_that_never_ends_is_cut_and_returned():
     endless = {BOS: {A: 1.0}, A: {B: 1.0}, B: {A: 1.0}}
     for beams in (1, 3):
         best = beam_search(*table(endless), replace(PLAIN, beam_size=beams))[0][0]
@@ -365,10 +365,10 @@ def facts(found):
     own_seeds=st.booleans(),
     cut=st.sampled_from([{}, {"top_k": 2}, {"top_p": 0.7}, {"temperature": 0.5}]),
     block_repeats=st.integers(0, 2),
-    look_every=st.integers(1, 9),
+    check_every=st.integers(1, 9),
 )
 def test_samples_of_an_image_do_not_depend_on_its_batch_or_its_place_in_it(
-    seed, batch, size, own_seeds, cut, block_repeats, look_every
+    seed, batch, size, own_seeds, cut, block_repeats, check_every
 ):
     """Nor on how often the rows of finished samples are dropped."""
     config = DecodeConfig(
@@ -378,7 +378,7 @@ def test_samples_of_an_image_do_not_depend_on_its_batch_or_its_place_in_it(
         seeds = [(seed, number) for number in images] if own_seeds else None
         uniforms = None if seeds is None else draw_uniforms(seeds, config)
         found = sample(
-            *random_step(seed, images, 6), config, [A], uniforms=uniforms, look_every=look_every
+            *random_step(seed, images, 6), config, [A], uniforms=uniforms, check_every=check_every
         )[images.index(image)]
         found = sorted(found, key=lambda hypothesis: -hypothesis.score)
         alone = search(
@@ -427,7 +427,7 @@ def test_the_ends_of_the_unit_interval_choose_words_that_may_be_written(uniform)
     assert found[0][0].tokens == [100 if uniform == 0 else 49_000]
 
 
-def test_attention_is_kept_only_where_it_is_wanted():
+def test_attention_is_kept_only_if_wanted():
     for config in (replace(PLAIN, beam_size=3), replace(PLAIN, sample=True, captions=3)):
         with_it = search(*table(TRAP, EASY), config)
         without = search(*table(TRAP, EASY), config, attention=False)
@@ -437,7 +437,7 @@ def test_attention_is_kept_only_where_it_is_wanted():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_sampling_on_a_gpu_waits_for_it_once_in_four_words():
+def test_sampling_waits_for_a_gpu_every_four_words():
     import warnings
 
     logits = torch.randn(V, V, device="cuda")
@@ -468,6 +468,6 @@ def test_a_sample_that_is_cut_keeps_its_score():
     assert found.log_prob == pytest.approx(0, abs=1e-4)
 
 
-def test_more_captions_than_beams_are_refused_with_the_way_out():
+def test_more_captions_than_beams_are_refused_with_advice():
     with pytest.raises(ConfigError, match="raise beam_size"):
         DecodeConfig(beam_size=2, captions=3)

@@ -37,7 +37,7 @@ from captioner.cli.parsing import Parser, exit_code, number, picture, positive
 from captioner.data.dataset import read_examples
 from captioner.data.feature_store import FeatureStore
 from captioner.errors import ConfigError
-from captioner.model.decoder import DECODERS
+from captioner.model import DECODERS
 
 _ATTENDS = "show_attend_tell"
 _NAMES = (*(name for name, _, _ in INGREDIENTS), FINE_GRID)

@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from benchmarks.memory.networks import zoneout
 from captioner.config import ModelConfig
 from captioner.errors import ConfigError
-from captioner.model.decoder import DECODERS, Prediction, ShowAttendTell, Teacher
+from captioner.model import DECODERS, ShowAttendTell
+from captioner.model.decoder import PackedCaptions, Prediction
 from captioner.model.fused.linear import linear
 from captioner.model.lstm import State
 from captioner.strict import allow
@@ -63,7 +64,7 @@ class Variational(ShowAttendTell):
     def forward(
         self,
         features: Tensor,
-        teacher: Teacher,
+        captions: PackedCaptions,
         *,
         detach_prob: float = 0.0,
         detach_attention: bool = False,
@@ -72,9 +73,9 @@ class Variational(ShowAttendTell):
         """That of ShowAttendTell; there is no scheduled sampling, which has no packed rows."""
         if sampling_prob:
             raise ConfigError("scheduled_sampling must be 0 with one dropout mask a caption")
-        with self.dropout.of_rows(teacher.batch_sizes):
+        with self.dropout.of_rows(captions.batch_sizes):
             return super().forward(
-                features, teacher, detach_prob=detach_prob, detach_attention=detach_attention
+                features, captions, detach_prob=detach_prob, detach_attention=detach_attention
             )
 
 

@@ -28,7 +28,7 @@ from captioner.checkpoint import Checkpoint, load
 from captioner.cli.parsing import Parser, exit_code, number, picture, positive
 from captioner.data.dataset import CaptionDataset
 from captioner.errors import ConfigError
-from captioner.model.decoder import Decoder, ShowAttendTell, make_decoder
+from captioner.model import Decoder, ShowAttendTell, make_decoder
 from captioner.model.lstm import HDetachLSTM
 from captioner.training.flow import Flow
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory.training import Stretch, Training
-from captioner.model.lstm import HDetachLSTM, draw_blocked, lstm_cell_, lstm_cell_backward_
+from captioner.model.fused.lstm import lstm_cell_, lstm_cell_backward_
+from captioner.model.lstm import HDetachLSTM, draw_blocked
 
 _WEIGHTS = ("core.weight_ih_l0", "core.weight_hh_l0", "core.bias_ih_l0", "core.bias_hh_l0",
             "answer.weight", "answer.bias")  # fmt: skip

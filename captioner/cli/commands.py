@@ -108,9 +108,9 @@ def _evaluate(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--limit is {chosen.limit}; give a number of pictures, or 0 for all")
     _check_score_arguments(chosen)
 
+    from captioner.checkpoint import load_members
     from captioner.evaluate import evaluate
     from captioner.metrics.significance import intervals
-    from captioner.model.ensemble import load_members
 
     started = time.monotonic()
     report = writable(chosen.report)

@@ -12,10 +12,7 @@ from pathlib import Path
 from nltk.tokenize import RegexpTokenizer
 
 from captioner.errors import DataError
-
-PAD, BOS, EOS, UNK = range(4)
-UNWRITTEN = [PAD, BOS, UNK]  # what no caption is ever given; and none begins with EOS
-SPECIAL = ("<pad>", "<start>", "<end>", "<unk>")
+from captioner.tokens import BOS, EOS, PAD, SPECIAL, UNK
 
 # Words that want another after them. Each ends fewer than 0.3 % of the times that it is written in
 # Flickr8k's training captions; "on", "by", "near" and "her" end more ("another dog looks on").

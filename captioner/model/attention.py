@@ -1,7 +1,7 @@
-"""Additive attention of words over the cells of their pictures, without a copy of any picture.
+"""Additive attention of words over the grid cells of their images, without copies of the grids.
 
 Source: Bahdanau et al., "Neural Machine Translation by Jointly Learning to Align and Translate",
-ICLR 2015, section 3.1; for pictures Xu et al., ICML 2015, equations 4-6 and 13.
+ICLR 2015, section 3.1; for images Xu et al., ICML 2015, equations 4-6 and 13.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# From this size on, one row at a time is faster on a CPU: its (L, A) scratch stays in the cache.
+# From this size on, one row at a time is faster on a CPU: its (L, A) scratch fits the cache.
 _LARGE = 1 << 12
-_FEW = 1 << 9  # rows, of which a search on a GPU may copy their images
+_FEW = 1 << 9  # rows of a search on a GPU whose grids are copied
 
 
 class AdditiveScores(torch.autograd.Function):
-    """Scores (n, L) = score . tanh(keys[image] + query), less a constant, without a large graph.
+    """Compute score . tanh(keys[image] + query) + constant (n, L) without a large graph.
 
-    score . tanh(x) equals 2 score . sigmoid(2x) less a constant, which a softmax cancels, and
-    sigmoid is several times faster than tanh: keys (B, L, A), query (n, A) and score (A,) come
-    already doubled. The backward pass makes the (L, A) activations of a row again.
+    score . tanh(x) equals 2 score . sigmoid(2x) less a constant, which the softmax cancels, and
+    sigmoid is several times faster than tanh. So keys (B, L, A), query (n, A) and score (A,) are
+    given doubled. The backward pass recomputes the (L, A) activations of a row.
     """
 
     @staticmethod
@@ -43,7 +43,7 @@ class AdditiveScores(torch.autograd.Function):
 
 
 def additive_scores(keys: Tensor, query: Tensor, score: Tensor, image: Tensor) -> Tensor:
-    """The scores (n, L) of `AdditiveScores`."""
+    """Return the scores (n, L) of `AdditiveScores`."""
     if not _by_row(keys):
         return keys[image].add_(query.unsqueeze(1)).sigmoid_() @ score
     scores = query.new_empty(len(query), keys.shape[1])
@@ -63,9 +63,9 @@ def additive_scores_backward(
     grad_keys: Tensor,
     grad_score: Tensor,
 ) -> Tensor:
-    """Gradient of query (n, A); adds those of the keys and of `score` to `grad_keys`, `grad_score`.
+    """Return the gradient of query (n, A); add those of keys and score to the given tensors.
 
-    What is added to `grad_keys` (B, L, A) lacks the factor `score`, which is cheaper on the sum.
+    `grad_keys` (B, L, A) lacks the factor `score`, which is cheaper to apply to the sum.
     """
     if not _by_row(keys):
         mixed = keys[image].add_(query.unsqueeze(1)).sigmoid_()
@@ -87,41 +87,41 @@ def additive_scores_backward(
 
 @dataclass(frozen=True)
 class Places:
-    """Where n rows stand when they are ordered by picture: (B, K) places, K the most of one."""
+    """Places of n rows in a (B, K) table with a line for each image; K is the most rows of one."""
 
-    place: Tensor  # (n,) in 0 .. B K - 1; the image of each row if there is no shape
+    place: Tensor  # (n,) in 0 .. B K - 1; without a shape, the image of each row
     shape: tuple[int, int] | None  # B, K
 
     @classmethod
-    def of(cls, image: Tensor, pictures: int) -> Places:
-        """Places of rows that belong to the pictures `image` (n,).
+    def of(cls, image: Tensor, images: int) -> Places:
+        """Return the places of rows that belong to the images `image` (n,).
 
-        A search of few rows on a GPU copies the image of each row instead: the host would have to
-        wait for K at every word, and the many small kernels cost more than the copies.
+        For few rows on a GPU, a search copies the grid of each row instead: otherwise the host
+        waits for K at every step, and many small kernels cost more than the copies.
         """
         if image.device.type != "cpu" and not torch.is_grad_enabled() and len(image) <= _FEW:
             return cls(image, None)
-        counts = torch.bincount(image, minlength=pictures)
+        counts = torch.bincount(image, minlength=images)
         order = image.argsort(stable=True)
         ordered = image[order]
         rank = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[ordered]
         most = int(counts.max())
         place = torch.empty_like(image)
         place[order] = ordered * most + rank
-        return cls(place, (pictures, most))
+        return cls(place, (images, most))
 
     def first(self, rows: int) -> Places:
-        """The places of the first rows alone."""
+        """Return the places of the first rows alone."""
         return Places(self.place[:rows], self.shape)
 
     def spread(self, rows: Tensor) -> Tensor:
-        """Rows (n, X) in their places (B, K, X), zeros in the others."""
+        """Return rows (n, X) in their places (B, K, X), and zeros in the others."""
         assert self.shape is not None
         empty = rows.new_zeros(self.shape[0] * self.shape[1], rows.shape[1])
         return empty.index_copy(0, self.place, rows).view(*self.shape, -1)
 
     def weighted_sum(self, weights: Tensor, values: Tensor) -> Tensor:
-        """Each row's sum (n, D) over the cells of its picture: weights (n, L), values (B, L, D)."""
+        """Sum the cells of each row's image: weights (n, L), values (B, L, D) to (n, D)."""
         if self.shape is None:
             return torch.bmm(weights.unsqueeze(1), values[self.place]).squeeze(1)
         return torch.bmm(self.spread(weights), values).flatten(0, 1)[self.place]

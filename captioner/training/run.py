@@ -22,7 +22,7 @@ from captioner.data.dataset import CaptionDataset, joint_vocabulary
 from captioner.data.fingerprint import Fingerprint, differences, fingerprints, split_otherwise
 from captioner.device import choose_device
 from captioner.errors import CheckpointError, ConfigError, DataError
-from captioner.model.decoder import Decoder, make_decoder
+from captioner.model import Decoder, make_decoder
 from captioner.model.encoder import TRAINED, Encoder, names_a_file
 from captioner.training.augmentation import Photographs
 from captioner.training.self_critical import SelfCritical

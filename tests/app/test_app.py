@@ -17,7 +17,7 @@ from captioner import ConfigError, DataError
 from captioner.checkpoint import Checkpoint, save
 from captioner.config import DecodeConfig, EncoderConfig, ModelConfig
 from captioner.data.vocabulary import Vocabulary
-from captioner.model.decoder import make_decoder
+from captioner.model import make_decoder
 from captioner.model.encoder import Encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:::gradio.queueing")  # its use of pandas

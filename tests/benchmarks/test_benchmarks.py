@@ -34,8 +34,8 @@ from benchmarks.throughput.items import ITEMS
 from benchmarks.throughput.measure import OURS, Figure, Item, Result, _growth_here
 from benchmarks.throughput.products import CoreSizes, DecoderSizes
 from captioner.data.dataset import pack
-from captioner.data.vocabulary import EOS
-from captioner.model.decoder import DECODERS
+from captioner.model import DECODERS
+from captioner.tokens import EOS
 
 T, B, I, H, D, V = 5, 3, 4, 6, 7, 12
 CPU = torch.device("cpu")

@@ -21,7 +21,7 @@ from captioner.cli.parsing import exit_code
 from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError, ConfigError, DataError
-from captioner.model.decoder import make_decoder
+from captioner.model import make_decoder
 
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "checkpoints" / "samples"

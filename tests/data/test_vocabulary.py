@@ -6,19 +6,9 @@ import json
 
 import pytest
 
-from captioner.data.vocabulary import (
-    BOS,
-    EOS,
-    PAD,
-    SPECIAL,
-    UNK,
-    Vocabulary,
-    characters,
-    joined,
-    lacks_spaces,
-    tokenize,
-)
+from captioner.data.vocabulary import Vocabulary, characters, joined, lacks_spaces, tokenize
 from captioner.errors import DataError
+from captioner.tokens import BOS, EOS, PAD, SPECIAL, UNK
 
 CAPTIONS = ["A dog runs.", "a dog sleeps", "A cat sleeps", "a bird"]
 
@@ -171,7 +161,7 @@ def test_a_caption_in_chinese_is_written_without_spaces():
 
     from captioner.checkpoint import Checkpoint
     from captioner.config import DecodeConfig, EncoderConfig
-    from captioner.model.decoder import make_decoder
+    from captioner.model import make_decoder
     from captioner.model.encoder import Encoder
     from captioner.pipeline import Captioner
     from tests.tiny import MODEL

@@ -333,7 +333,7 @@ def test_a_hidden_set_is_prepared_with_the_words_of_a_checkpoint_and_evaluated(
     from captioner.checkpoint import Checkpoint, load, save
     from captioner.config import DecodeConfig
     from captioner.evaluate import evaluate
-    from captioner.model.decoder import make_decoder
+    from captioner.model import make_decoder
     from captioner.model.encoder import Encoder
     from tests.tiny import MODEL
 

@@ -12,7 +12,7 @@ from captioner.checkpoint import Checkpoint, save
 from captioner.cli.commands import main
 from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data.vocabulary import Vocabulary
-from captioner.model.decoder import make_decoder
+from captioner.model import make_decoder
 
 DOG, CAT = "a dog runs through the snow", "a cat sleeps on the sofa"
 REFERENCES = {

@@ -1,4 +1,4 @@
-"""Decoders: no padding effects, one of a batch equals a batch of one, h-detach where it belongs."""
+"""Decoders: a batch equals its captions one by one, h-detach, attention, attributes."""
 
 from dataclasses import replace
 
@@ -7,14 +7,18 @@ import torch
 from tiny import DIM, MODEL, random_features
 from torch.nn.utils import parameters_to_vector
 
+from captioner.config import TrainConfig
 from captioner.data.dataset import pack
+from captioner.model import DECODERS, make_decoder
 from captioner.model import attention as additive
 from captioner.model.attention import Places
-from captioner.model.decoder import DECODERS, Teacher, make_decoder
+from captioner.model.lstm import HDetachLSTM
+from captioner.training.loss import caption_loss
 
 V = 20
 CAPTIONS = [[[5, 6, 7, 8, 9], [4, 5]], [[10, 11, 12]], [[13]]]
 ALL = tuple(DECODERS)
+ATTRIBUTES = [("show_attend_tell", 8), ("up_down", 8)]  # decoders that have them
 
 
 def decoder_of(name, **settings):
@@ -25,16 +29,18 @@ def decoder_of(name, **settings):
 def run(decoder, features, captions, **settings):
     batch = pack(features, captions)
     torch.manual_seed(1)
-    teacher = Teacher(batch.inputs, batch.batch_sizes, batch.image)
-    return decoder(features, teacher, **settings), batch
+    return decoder(features, batch.captions, **settings), batch
 
 
 def token_losses(prediction, batch):
     """Loss of every caption, in the order of the rows."""
     losses = torch.nn.functional.cross_entropy(
         prediction.logits, batch.targets, reduction="none"
-    ).split(batch.batch_sizes)
-    return [sum(step[row] for step in losses if row < len(step)) for row in range(len(batch.image))]
+    ).split(batch.captions.batch_sizes)
+    return [
+        sum(step[row] for step in losses if row < len(step))
+        for row in range(len(batch.captions.image))
+    ]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -47,13 +53,13 @@ def test_a_caption_has_the_same_loss_alone_and_among_longer_ones(name):
         torch.testing.assert_close(loss, alone)
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_writing_step_by_step_gives_the_logits_of_the_whole_caption_at_once(name):
-    decoder, features = decoder_of(name).eval(), random_features(1)
+@pytest.mark.parametrize(("name", "attributes"), [*((name, 0) for name in ALL), *ATTRIBUTES])
+def test_step_by_step_returns_the_logits_of_forward(name, attributes):
+    decoder, features = decoder_of(name, attributes=attributes).eval(), random_features(1)
     prediction, batch = run(decoder, features, [[[5, 6, 7]]])
     memory, state = decoder.start(features)
     image = torch.tensor([0])
-    for token, wanted in zip(batch.inputs, prediction.logits, strict=True):
+    for token, wanted in zip(batch.captions.inputs, prediction.logits, strict=True):
         logits, state, attention = decoder.step(memory, token.view(1), state, image)
         torch.testing.assert_close(logits[0], wanted)
         if attention is not None:
@@ -63,13 +69,15 @@ def test_writing_step_by_step_gives_the_logits_of_the_whole_caption_at_once(name
 @pytest.mark.parametrize("name", ALL)
 def test_h_detach_changes_gradients_but_not_the_loss(name):
     decoder, features = decoder_of(name), random_features(3)
+    lstms = [part for part in decoder.modules() if isinstance(part, HDetachLSTM)]
     results = []
     for prob in (0.0, 1.0):
         prediction, _ = run(decoder, features, CAPTIONS, detach_prob=prob)
         loss = prediction.logits.square().mean()
-        results.append((loss, torch.autograd.grad(loss, list(decoder.core.parameters()))))
+        results.append((loss, torch.autograd.grad(loss, [lstm.weight_hh_l0 for lstm in lstms])))
     torch.testing.assert_close(results[0][0], results[1][0])
-    assert not torch.allclose(results[0][1][1], results[1][1][1])
+    for plain, blocked in zip(results[0][1], results[1][1], strict=True):
+        assert not torch.allclose(plain, blocked)
 
 
 def test_the_attention_keeps_its_gradient_unless_it_is_detached_too():
@@ -156,7 +164,7 @@ def test_adaptive_attention_follows_the_equations_of_the_paper():
     values = decoder.project(features[0]).relu()  # (L, H)
     whole = decoder.whole(features[0].mean(0)).relu()
     h = c = values.new_zeros(1, MODEL.hidden_dim)
-    for token, wanted in zip(batch.inputs, prediction.logits, strict=True):
+    for token, wanted in zip(batch.captions.inputs, prediction.logits, strict=True):
         x = torch.cat([decoder.embed(token), whole])[None]
         gate = (decoder.sentinel_x(x) + decoder.sentinel_h(h)).sigmoid()
         _, (h, c) = decoder.core(x[None], (h[None], c[None]))
@@ -165,8 +173,94 @@ def test_adaptive_attention_follows_the_equations_of_the_paper():
         z = (decoder.key(values) + decoder.query(h)).tanh() @ decoder.score  # (L,)
         own = (decoder.sentinel_key(sentinel) + decoder.query(h)).tanh() @ decoder.score
         beta = torch.cat([z, own]).softmax(0)[-1]
-        seen = beta * sentinel + (1 - beta) * (z.softmax(0) @ values)
-        torch.testing.assert_close(decoder.out(seen + h)[0], wanted)
+        context = beta * sentinel + (1 - beta) * (z.softmax(0) @ values)
+        torch.testing.assert_close(decoder.out(context + h)[0], wanted)
+
+
+@pytest.mark.parametrize("feature_dim", [0, 7])
+@pytest.mark.parametrize(
+    ("blocked", "detach_attention"), [(False, False), (True, False), (True, True)]
+)
+def test_up_down_has_the_outputs_and_gradients_of_two_lstm_cells(
+    blocked, detach_attention, feature_dim
+):
+    """Anderson et al. 2018, section 3.2, written out for one caption word by word."""
+    decoder = decoder_of("up_down", feature_dim=feature_dim)
+    features = random_features(1).requires_grad_()
+    prediction, batch = run(
+        decoder,
+        features,
+        [[[5, 6, 7]]],
+        detach_prob=float(blocked),
+        detach_attention=detach_attention,
+    )
+    attention_cell, language_cell = map(
+        lstm_cell_of, (decoder.attention_lstm, decoder.language_lstm)
+    )
+    values = decoder.project(features[0]).relu() if feature_dim else features[0]  # (L, D)
+    h1 = c1 = h2 = c2 = values.new_zeros(1, MODEL.hidden_dim)
+    logits, attentions = [], []
+    for token in batch.captions.inputs:
+        before = h2.detach() if detach_attention else h2
+        if blocked:
+            h1, h2 = h1.detach(), h2.detach()
+        x = torch.cat([before, values.mean(0)[None], decoder.embed(token)[None]], 1)
+        h1, c1 = attention_cell(x, (h1, c1))
+        scores = (decoder.key(values) + decoder.query(h1)).tanh() @ decoder.score
+        attentions.append(scores.softmax(0))
+        h2, c2 = language_cell(torch.cat([(attentions[-1] @ values)[None], h1], 1), (h2, c2))
+        logits.append(decoder.out(h2)[0])
+    logits, attentions = torch.stack(logits), torch.stack(attentions)
+    torch.testing.assert_close(prediction.logits, logits)
+    torch.testing.assert_close(prediction.attention, attentions)
+
+    shared = [features, decoder.embed.weight, decoder.key.weight, decoder.query.weight]
+    lstms = [*decoder.attention_lstm.parameters(), *decoder.language_lstm.parameters()]
+    cells = [*attention_cell.parameters(), *language_cell.parameters()]
+    found = torch.autograd.grad(
+        prediction.logits.square().sum() + prediction.attention.pow(3).sum(), [*shared, *lstms]
+    )
+    wanted = torch.autograd.grad(logits.square().sum() + attentions.pow(3).sum(), [*shared, *cells])
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def lstm_cell_of(lstm):
+    """Return torch's LSTM cell with the weights of a one-layer LSTM."""
+    cell = torch.nn.LSTMCell(lstm.input_size, lstm.hidden_size).double()
+    weights = {name.removesuffix("_l0"): weight for name, weight in lstm.state_dict().items()}
+    cell.load_state_dict(weights)
+    return cell
+
+
+@pytest.mark.parametrize(("name", "count"), ATTRIBUTES)
+def test_attributes_learn_which_frequent_words_the_captions_of_an_image_hold(name, count):
+    decoder, features = decoder_of(name, attributes=count), random_features(3)
+    prediction, batch = run(decoder, features, CAPTIONS)
+    logits, present = prediction.attributes
+    torch.testing.assert_close(logits, decoder.attributes.detect(features.mean(1)))
+    # ids 4 to 11: the first image has the words 4 to 9, the second 10 to 12, the third 13
+    assert present.tolist() == [[1] * 6 + [0] * 2, [0] * 6 + [1] * 2, [0] * 8]
+
+    def loss(weight):
+        settings = TrainConfig(attribute_weight=weight, attention_penalty=0)
+        sizes = batch.captions.batch_sizes
+        return caption_loss(prediction, batch.targets, sizes, settings)[0]
+
+    probabilities = logits.sigmoid()
+    likelihoods = present * probabilities.log() + (1 - present) * (1 - probabilities).log()
+    torch.testing.assert_close(loss(0.5) - loss(0.0), -0.5 * likelihoods.sum() / 3)
+
+
+@pytest.mark.parametrize(("name", "count"), ATTRIBUTES)
+def test_attributes_change_the_words_of_the_decoder_and_learn_from_them(name, count):
+    decoder, features = decoder_of(name, attributes=count), random_features(3)
+    before = run(decoder, features, CAPTIONS)[0].logits
+    gradient = torch.autograd.grad(before.square().sum(), decoder.attributes.detect.weight)[0]
+    assert gradient.abs().max() > 0
+    with torch.no_grad():
+        decoder.attributes.detect.bias += 5  # higher probabilities
+    assert not torch.allclose(before, run(decoder, features, CAPTIONS)[0].logits)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -174,7 +268,7 @@ def test_scheduled_sampling_at_zero_is_teacher_forcing_and_at_one_is_not(name):
     decoder, features = decoder_of(name), random_features(3)
     plain, _ = run(decoder, features, CAPTIONS)
     own, batch = run(decoder, features, CAPTIONS, sampling_prob=1.0)
-    first = batch.batch_sizes[0]
+    first = batch.captions.batch_sizes[0]
     torch.testing.assert_close(plain.logits[:first], own.logits[:first])
     assert not torch.allclose(plain.logits[first:], own.logits[first:])
 

@@ -24,7 +24,7 @@ FAMILIES = {  # name: (D, grid at 64 pixels)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_every_family_gives_a_grid_of_features(name):
+def test_every_family_returns_a_grid_of_features(name):
     encoder = Encoder(EncoderConfig(name, weights="none", image_size=64))
     dim, grid = FAMILIES[name]
     features = encoder(torch.zeros(2, 3, 64, 64))
@@ -32,7 +32,7 @@ def test_every_family_gives_a_grid_of_features(name):
     assert (encoder.cells, encoder.dim, encoder.grid) == (grid * grid, dim, grid)
 
 
-def test_a_chosen_grid_is_pooled_to():
+def test_features_are_pooled_to_the_chosen_grid():
     encoder = Encoder(EncoderConfig("resnet18", weights="none", image_size=96, grid=2))
     assert encoder.cells == 4
 
@@ -40,35 +40,35 @@ def test_a_chosen_grid_is_pooled_to():
 def test_cells_are_in_rows_from_the_top_left():
     encoder = Encoder(EncoderConfig("resnet18", weights="none", image_size=96))
     encoder.body = torch.nn.Sequential(torch.nn.AvgPool2d(32))
-    picture = np.zeros((96, 96, 3), np.uint8)
-    picture[:32, 64:] = 255  # top right corner
-    features = encoder(encoder.preprocess(Image.fromarray(picture)).unsqueeze(0))
+    pixels = np.zeros((96, 96, 3), np.uint8)
+    pixels[:32, 64:] = 255  # top right corner
+    features = encoder(encoder.preprocess(Image.fromarray(pixels)).unsqueeze(0))
     assert features[0, :, 0].argmax() == 2
 
 
 def test_the_shipped_weights_know_a_cat_from_a_cup():
-    """The ImageNet features of two cats' pictures are nearer than those of a cat and a cup."""
+    """The ImageNet features of two cats' images are nearer than those of a cat and a cup."""
     from pathlib import Path
 
     samples = Path(__file__).resolve().parents[2] / "checkpoints" / "samples"
     encoder = Encoder(EncoderConfig("efficientnet_lite0"))
     cat, cup = (Image.open(samples / name).convert("RGB") for name in ("chelsea.jpg", "coffee.jpg"))
     other_cat = cat.crop((40, 20, 400, 290)).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = torch.stack([encoder.preprocess(picture) for picture in (cat, other_cat, cup)])
+    pixels = torch.stack([encoder.preprocess(image) for image in (cat, other_cat, cup)])
     with torch.inference_mode():
         a, b, c = encoder(pixels).mean(1)
     likeness = torch.nn.functional.cosine_similarity
     assert likeness(a, b, dim=0) > likeness(a, c, dim=0) + 0.2
 
 
-def test_squash_keeps_the_whole_picture_and_crop_keeps_its_shape():
+def test_squash_keeps_the_whole_image_and_crop_keeps_its_shape():
     wide = np.zeros((60, 120, 3), np.uint8)
     wide[:, :24] = 255  # a fifth, at the left
-    picture = Image.fromarray(wide)
+    image = Image.fromarray(wide)
     squash = Encoder(EncoderConfig("resnet18", weights="none", image_size=64))
     crop = Encoder(EncoderConfig("resnet18", weights="none", image_size=64, resize="crop"))
-    assert squash.preprocess(picture).float().mean() == pytest.approx(255 / 5, rel=0.05)
-    assert crop.preprocess(picture).float().mean() == 0
+    assert squash.preprocess(image).float().mean() == pytest.approx(255 / 5, rel=0.05)
+    assert crop.preprocess(image).float().mean() == 0
 
 
 def test_batch_statistics_never_change():
@@ -95,7 +95,7 @@ def a_trained_network(name, path):
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, "efficientnet_lite2", "efficientnet_v2_s", "resnet50"])
-def test_the_weights_of_a_file_give_the_features_of_the_network_they_are_of(name, tmp_path):
+def test_weights_from_a_file_have_the_features_of_their_network(name, tmp_path):
     network = a_trained_network(name, tmp_path / "weights.pth")
     encoder = Encoder(EncoderConfig(name, str(tmp_path / "weights.pth"), image_size=64))
     pixels = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
@@ -113,14 +113,14 @@ def test_no_batch_normalisation_is_computed_after_a_convolution(name):
 
 
 @pytest.mark.parametrize("name", ["densenet121", "efficientnet_lite0"])
-def test_gradients_reach_every_weight_when_they_are_asked_for(name):
+def test_gradients_reach_every_weight_if_it_is_trained(name):
     encoder = Encoder(EncoderConfig(name, weights="none", image_size=64)).requires_grad_(True)
     encoder.train()(torch.rand(1, 3, 64, 64) * 255).square().sum().backward()
     assert all(parameter.grad is not None for parameter in encoder.parameters())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0"])
-def test_pictures_of_another_size_give_another_grid(name):
+def test_images_of_another_size_give_another_grid(name):
     encoder = Encoder(EncoderConfig(name, weights="none", image_size=64))
     assert encoder(torch.zeros(1, 3, 96, 128)).shape[1] == 3 * 4
 

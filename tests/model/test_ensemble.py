@@ -4,31 +4,33 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
-from test_cli import CAT, fails
 from tiny import CAPTIONS, DIM, MODEL, make_data, random_features
 
 import captioner
-from captioner.checkpoint import Checkpoint, save
-from captioner.cli.commands import main
+from captioner.checkpoint import Checkpoint, joint_decoder, load_members, members, save
+from captioner.cli import main
 from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data.dataset import CaptionDataset
-from captioner.data.vocabulary import BOS, EOS, UNWRITTEN, Vocabulary
+from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError
 from captioner.evaluate import caption_split, evaluate
-from captioner.model.decoder import DECODERS, make_decoder
-from captioner.model.ensemble import Ensemble, load_members, members, writer
+from captioner.model import DECODERS, make_decoder
+from captioner.model.ensemble import Ensemble
 from captioner.search import search
+from captioner.tokens import BOS, EOS, UNWRITTEN
 
+CAT = str(Path(__file__).parents[2] / "checkpoints" / "samples" / "chelsea.jpg")
 WORDS = Vocabulary.build(CAPTIONS, 1)
 BEAM = DecodeConfig(beam_size=3, max_words=8)
 LITE = EncoderConfig("efficientnet_lite0", image_size=64)
 
 
 def decoder(kind, seed=0, dim=DIM):
-    """A decoder with random weights, large enough to mean something by its words."""
+    """Return a decoder with random weights, large enough to prefer some words."""
     torch.manual_seed(seed)
     made = make_decoder(replace(MODEL, decoder=kind), len(WORDS), dim).eval()
     for weight in made.parameters():
@@ -49,7 +51,7 @@ def found_by(writes, config, features):
 
 @pytest.mark.parametrize("kind", DECODERS)
 @pytest.mark.parametrize("sampled", [False, True])
-def test_one_decoder_twice_captions_as_it_does_alone(kind, sampled):
+def test_one_decoder_twice_writes_what_it_writes_alone(kind, sampled):
     alone, features = decoder(kind), random_features(4, torch.float32)
     config = replace(BEAM, sample=sampled, captions=3)
     for ours, theirs in zip(
@@ -72,7 +74,7 @@ def test_probabilities_and_attention_are_the_mean_of_the_members_word_by_word():
     several = Ensemble(decoders)
     memory, state = several.start(features)
     own = [one.start(features) for one in decoders]
-    image, rows = torch.arange(2), torch.tensor([1, 0, 0])  # as a search takes rows on
+    image, rows = torch.arange(2), torch.tensor([1, 0, 0])  # as a search selects rows
     for words in ([BOS, BOS], [7, 9, 5], [6, 5, 8]):
         tokens = torch.tensor(words)
         log_probs, state, attention = several.step(memory, tokens, state, image)
@@ -81,9 +83,9 @@ def test_probabilities_and_attention_are_the_mean_of_the_members_word_by_word():
         ]
         mean = torch.stack([logits.softmax(-1) for logits, _, _ in steps]).mean(0)
         torch.testing.assert_close(log_probs.exp(), mean)
-        looks = [look for _, _, look in steps if look is not None]
-        assert len(looks) == 2  # ShowTell has none
-        torch.testing.assert_close(attention, torch.stack(looks).mean(0))
+        attentions = [found for _, _, found in steps if found is not None]
+        assert len(attentions) == len(DECODERS) - 1  # ShowTell has none
+        torch.testing.assert_close(attention, torch.stack(attentions).mean(0))
         image, state = image[rows].sort().values, tuple(part[rows] for part in state)
         own = [
             (kept, tuple(part[rows] for part in hc))
@@ -96,10 +98,10 @@ def test_the_score_of_a_caption_is_that_of_the_mean_probabilities():
     decoders = [decoder(kind, seed) for seed, kind in enumerate(DECODERS)]
     features = random_features(3, torch.float32)
     config = replace(BEAM, length_norm=0)
-    for picture, found in enumerate(found_by(Ensemble(decoders), config, features)):
+    for index, found in enumerate(found_by(Ensemble(decoders), config, features)):
         for hypothesis in found:
             words, log_prob = hypothesis.tokens, 0.0
-            own = [one.start(features[picture : picture + 1]) for one in decoders]
+            own = [one.start(features[index : index + 1]) for one in decoders]
             following = [*words, EOS][: config.max_words]  # the end of a cut one was not written
             for t, (last, word) in enumerate(zip([BOS, *words], following, strict=False)):
                 steps = [
@@ -113,28 +115,28 @@ def test_the_score_of_a_caption_is_that_of_the_mean_probabilities():
             assert hypothesis.log_prob == pytest.approx(log_prob, abs=1e-3)
 
 
-def test_one_checkpoint_writes_with_its_own_decoder_and_several_do_not_learn():
+def test_one_checkpoint_has_its_own_decoder_and_several_an_ensemble_that_does_not_train():
     alone = checkpoint()
-    assert writer(members(alone)) is alone.decoder
-    several = writer(members([alone, checkpoint("adaptive")]))
+    assert joint_decoder(members(alone)) is alone.decoder
+    several = joint_decoder(members([alone, checkpoint("adaptive")]))
     assert isinstance(several, Ensemble)
     assert not any(part.training for part in several.modules())
 
 
-def test_a_mean_attention_needs_one_grid_and_one_view_of_the_picture():
+def test_a_mean_attention_needs_one_grid_and_one_crop():
     coarse, finer = checkpoint(), checkpoint(seed=1, grid=3)
     cropped = checkpoint(seed=1, encoder=replace(LITE, resize="crop"))
     blind = checkpoint("show_tell", grid=3)
     features = random_features(1, torch.float32)
 
-    def looks(*several):
-        return found_by(writer(members(several)), BEAM, features)[0][0].attention is not None
+    def has_attention(*several):
+        return found_by(joint_decoder(members(several)), BEAM, features)[0][0].attention is not None
 
-    assert looks(coarse, checkpoint("adaptive"))
-    assert looks(coarse, blind)
-    assert not looks(coarse, finer)
-    assert not looks(coarse, cropped)
-    assert not looks(blind, blind)
+    assert has_attention(coarse, checkpoint("adaptive"))
+    assert has_attention(coarse, blind)
+    assert not has_attention(coarse, finer)
+    assert not has_attention(coarse, cropped)
+    assert not has_attention(blind, blind)
 
 
 def test_other_words_and_no_checkpoint_are_refused_with_the_names(tmp_path):
@@ -150,7 +152,7 @@ def test_other_words_and_no_checkpoint_are_refused_with_the_names(tmp_path):
         captioner.load([])
 
 
-def test_each_encoder_runs_once_and_gives_its_members_their_features():
+def test_each_encoder_runs_once_for_all_its_members():
     finer = replace(LITE, image_size=96)
     several = captioner.Captioner(
         [
@@ -222,7 +224,7 @@ def test_a_split_is_captioned_by_all_members(tmp_path):
 
 @pytest.fixture
 def pair(tmp_path):
-    """Folders of two checkpoints with random weights for pictures."""
+    """Folders of two checkpoints with random weights and an encoder."""
     for name, kind in (("a", "show_attend_tell"), ("b", "adaptive")):
         save(checkpoint(kind, ord(name), dim=1280), tmp_path / name)
     return [str(tmp_path / "a"), str(tmp_path / "b")]
@@ -242,8 +244,9 @@ def test_the_command_captions_with_several_checkpoints(pair, capsys, tmp_path):
     scores = [captioner.load(path).caption(CAT).score for path in pair]
     assert all(abs(both["score"] - score) > 1e-3 for score in scores)  # neither of them alone
     save(checkpoint(words=Vocabulary.build(["two other words"], 1)), tmp_path / "c")
-    line = fails(capsys, "caption", CAT, *named, "--checkpoint", tmp_path / "c")
-    assert f"{tmp_path / 'c'} has another vocabulary than {pair[0]}" in line
+    assert main(["caption", CAT, *named, "--checkpoint", str(tmp_path / "c")]) == 1
+    message = f"error: {tmp_path / 'c'} has another vocabulary than {pair[0]}"
+    assert capsys.readouterr().err.startswith(message)
 
 
 @pytest.mark.slow

@@ -140,7 +140,7 @@ def test_every_engine_has_the_outputs_and_gradients_of_the_definition(
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("detach", ["h", "c"])
-def test_every_engine_cuts_where_the_pattern_says_for_each_of_32_patterns(detach, engine):
+def test_every_engine_blocks_exactly_the_steps_of_each_of_32_patterns(detach, engine):
     """Packed sequences of unlike lengths, two layers with patterns of their own."""
     _, ours = pair(num_layers=2)
     ours.detach = detach
@@ -202,7 +202,7 @@ def test_every_engine_on_a_gpu_equals_the_definition_on_the_cpu(precision):
                 assert close > 0.999
 
 
-def test_long_batches_are_taken_in_blocks_of_steps_with_the_same_gradients():
+def test_long_batches_have_the_same_gradients_in_blocks_of_steps():
     _, ours = pair()
     x = torch.randn(9, 700, I, dtype=torch.float64)  # three blocks
     blocked = torch.tensor([True, False, False] * 3)
@@ -215,7 +215,7 @@ def test_long_batches_are_taken_in_blocks_of_steps_with_the_same_gradients():
 
 
 @pytest.mark.parametrize("blocked", list(itertools.product([False, True], repeat=3))[:7])
-def test_gradients_are_those_of_finite_differences_where_nothing_is_cut(blocked):
+def test_gradients_equal_finite_differences_if_no_path_is_blocked(blocked):
     """A blocked step is no derivative of the forward pass, so its cut state is held constant."""
     _, ours = pair()
     names = [name for name, _ in ours.named_parameters()]
@@ -251,7 +251,7 @@ def test_buffers_of_one_pass_are_not_those_of_another_that_is_still_needed():
             assert torch.equal(one, other)
 
 
-def test_memory_is_lent_anew_once_the_last_view_of_a_tensor_is_gone():
+def test_memory_is_reused_after_the_last_view_of_a_tensor():
     like = torch.zeros((), dtype=torch.bfloat16)
     first = reused(700, 300, like=like)
     address, part = first.data_ptr(), first[-1:]
@@ -350,7 +350,7 @@ def test_two_processes_get_the_gradient_of_the_whole_batch(tmp_path):
             torch.testing.assert_close(found, wanted)
 
 
-def test_blocking_never_changes_what_is_computed_forward():
+def test_blocking_never_changes_forward_values():
     plain, ours = pair()
     x = torch.randn(T, B, I, dtype=torch.float64)
     ours.detach_prob = 0.5
@@ -358,7 +358,7 @@ def test_blocking_never_changes_what_is_computed_forward():
     torch.testing.assert_close(ours(x)[0], plain(x)[0])
 
 
-def test_blocking_every_step_leaves_the_path_through_the_cell_alone():
+def test_blocking_every_step_leaves_only_the_cell_state_path():
     _, ours = pair()
     x = torch.randn(T, B, I, dtype=torch.float64)
     h0 = torch.randn(1, B, H, dtype=torch.float64, requires_grad=True)
@@ -369,7 +369,7 @@ def test_blocking_every_step_leaves_the_path_through_the_cell_alone():
     assert by_c.abs().min() > 0
 
 
-def test_a_blocked_step_still_teaches_the_recurrent_weights():
+def test_a_blocked_step_still_has_a_gradient_of_the_recurrent_weights():
     _, ours = pair()
     output, _ = ours(torch.randn(2, B, I, dtype=torch.float64), None, torch.tensor([True, True]))
     output[-1].sum().backward()
@@ -390,7 +390,7 @@ def test_a_module_draws_whenever_it_trains_whatever_the_gradient_mode():
     assert not ours.eval().draw(T).any()
 
 
-def test_layers_share_the_draw_unless_told_otherwise():
+def test_layers_block_the_same_steps_unless_share_detach_is_false():
     generator = torch.Generator().manual_seed(1)
     shared = HDetachLSTM(I, H, 2, detach_prob=0.5, generator=generator).draw(50)
     apart = HDetachLSTM(I, H, 2, detach_prob=0.5, share_detach=False, generator=generator).draw(50)
@@ -398,7 +398,7 @@ def test_layers_share_the_draw_unless_told_otherwise():
     assert not torch.equal(apart[0], apart[1])
 
 
-def test_draws_repeat_with_the_seed_and_have_the_right_share():
+def test_blocked_steps_repeat_with_the_seed_and_have_the_right_share():
     first = draw_blocked(4000, 0.25, torch.Generator().manual_seed(7))
     again = draw_blocked(4000, 0.25, torch.Generator().manual_seed(7))
     assert torch.equal(first, again)
@@ -412,7 +412,7 @@ def test_draws_repeat_with_the_seed_and_have_the_right_share():
     assert 0.22 < first.float().mean() < 0.28
 
 
-def test_a_packed_batch_gives_each_sequence_what_it_gives_alone():
+def test_each_sequence_of_a_packed_batch_has_the_output_it_has_alone():
     plain, ours = pair(num_layers=2)
     sequences = [torch.randn(n, I, dtype=torch.float64) for n in (2, 5, 3)]
     packed = pack_sequence(sequences, enforce_sorted=False)
@@ -447,6 +447,6 @@ def test_a_sequence_without_a_batch_dimension_works_as_in_torch():
         {"engine": "fast"},
     ],
 )
-def test_what_h_detach_is_not_defined_for_is_refused(settings):
+def test_settings_without_a_definition_of_h_detach_are_refused(settings):
     with pytest.raises(ConfigError):
         HDetachLSTM(I, H, **settings)

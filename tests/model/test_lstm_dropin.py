@@ -444,7 +444,7 @@ def test_a_pattern_of_another_shape_or_type_is_refused(blocked):
         build(HDetachLSTM)(inputs(), None, blocked)
 
 
-def test_dropout_without_a_layer_to_follow_is_warned_of_as_in_torch():
+def test_dropout_without_a_next_layer_warns_as_in_torch():
     with pytest.warns(UserWarning, match="dropout"):
         HDetachLSTM(I, H, dropout=0.5)
     with warnings.catch_warnings():
@@ -463,7 +463,7 @@ def test_dropout_without_a_layer_to_follow_is_warned_of_as_in_torch():
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
-def test_tracers_are_refused_with_a_way_out(tool, use):
+def test_tracers_are_refused_with_advice(tool, use):
     with pytest.raises(ConfigError, match=rf"{tool}: .*; use torch.export"):
         use(build(HDetachLSTM).eval())
 

@@ -1,4 +1,4 @@
-"""Products with packed weights: those of torch, whatever happens to the weights in between."""
+"""Products with packed weights equal those of torch, also after a change of the weights."""
 
 import copy
 import gc
@@ -51,7 +51,7 @@ def test_the_product_is_that_of_torch(rows, n, k, columns, bias):
 
 
 @needs_packing
-def test_kept_weights_are_packed_once_and_others_are_forgotten_at_the_end():
+def test_kept_weights_are_packed_once_and_others_are_dropped_at_the_end():
     layer, x = nn.Linear(128, 300), torch.randn(4, 128)
     kept = PackedWeights(layer)
     seen = []
@@ -156,7 +156,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_weight_that_has_changed_between_two_blocks_is_packed_anew(change, keep):
+def test_a_weight_that_has_changed_between_two_blocks_is_packed_again(change, keep):
     torch.manual_seed(0)
     layer, x = Linear(128, 300), torch.eye(128)  # so that each product is one weight
     weights = PackedWeights(layer) if keep else layer
@@ -173,7 +173,7 @@ def test_a_weight_that_has_changed_between_two_blocks_is_packed_anew(change, kee
 
 @needs_packing
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_weight_that_has_changed_inside_a_block_is_told_at_its_end(change):
+def test_a_weight_that_changed_inside_a_block_is_an_error_at_its_end(change):
     def block(then):
         layer, x = nn.Linear(128, 300), torch.randn(4, 128)
         with packed(layer):
@@ -217,7 +217,7 @@ def test_threads_share_kept_weights_and_another_thread_has_none():
 
 
 @needs_packing
-def test_what_holds_kept_weights_can_be_copied_and_pickled():
+def test_an_owner_of_kept_weights_can_be_copied_and_pickled():
     layer, x = nn.Linear(128, 300), torch.randn(4, 128)
     kept = PackedWeights(layer)
     with torch.no_grad(), packed(kept):
@@ -241,7 +241,7 @@ def test_with_gradients_it_is_the_plain_product():
 
 
 @pytest.mark.parametrize("reason", ["not built in", "float64", "bfloat16", "autocast"])
-def test_where_packing_is_not_possible_the_product_is_the_plain_one(reason, monkeypatch):
+def test_the_product_is_the_plain_one_if_packing_is_not_possible(reason, monkeypatch):
     if reason == "not built in":
         monkeypatch.setattr(module, "_available", lambda: False)
     dtype = getattr(torch, reason, torch.float32)
@@ -258,7 +258,7 @@ def test_where_packing_is_not_possible_the_product_is_the_plain_one(reason, monk
 
 
 @needs_packing
-def test_weights_made_without_a_version_are_packed_and_their_changes_seen():
+def test_changes_of_weights_without_a_version_are_detected():
     with torch.inference_mode():
         layer, x = nn.Linear(128, 300), torch.eye(128)
         kept = PackedWeights(layer)

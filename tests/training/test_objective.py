@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from captioner.data.vocabulary import BOS, EOS, PAD, UNK
 from captioner.model.decoder import Prediction
+from captioner.tokens import BOS, EOS, PAD, UNK
 from captioner.training import loss as objective
 from captioner.training.loss import cross_entropy
 

@@ -16,7 +16,7 @@ from captioner.data.dataset import CaptionDataset
 from captioner.data.fingerprint import PARTS, differences, fingerprint
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError, ConfigError, DataError
-from captioner.model.decoder import make_decoder
+from captioner.model import make_decoder
 from captioner.model.encoder import Encoder
 from captioner.training.log import read_log
 from captioner.training.loop import _checkpoint, train

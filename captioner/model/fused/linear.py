@@ -1,7 +1,7 @@
-"""Products of a few rows with a large matrix, as a search makes them at every word.
+"""Products of a few rows with a large matrix, as in every step of a search.
 
-oneDNN has a layout of its own for weights: products of 2 to 80 rows are 1.5-3x as fast on a CPU.
-`PackedWeights` keeps copies in that layout; `linear` uses them inside `with packed(...)` alone.
+With weights in oneDNN's own layout, products of 2 to 80 rows are 1.5-3x as fast on a CPU.
+`PackedWeights` holds copies in that layout; `linear` uses them only inside `with packed(...)`.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_SMALL = 1 << 14  # elements of a weight, below which packing gains nothing
-_ROWS = 16  # the packing suits any number of rows but one alone
+_SMALL = 1 << 14  # elements; packing a smaller weight gains nothing
+_ROWS = 16  # rows to pack for; any number of rows but one profits
 
 
 class PackedWeights:
-    """Packed copies of a network's weights, each made when it is first needed.
+    """Packed copies of a network's weights, each made at its first use.
 
-    To be kept for many searches, each in a `packed` of its own, also in several threads.
+    One object serves many searches, each in a `packed` block of its own, also in several threads.
     """
 
     def __init__(self, network: nn.Module):
@@ -32,9 +32,9 @@ class PackedWeights:
         self._copies: dict[int, _Copies] = {}
 
     def refresh(self) -> bool:
-        """Forget the copies of weights that have changed since; return whether there were any.
+        """Drop the copies of weights that have changed; return whether there were any.
 
-        Compares every bit: versions and samples of a weight do not tell of every change.
+        Compares every bit: a weight's version or a sample of it does not show every change.
         """
         self._known = {id(weight): weight for weight in self._network.parameters()}
         stale = [
@@ -57,12 +57,16 @@ class PackedWeights:
         return copies.of(columns)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_network": self._network, "_known": {}, "_copies": {}}  # oneDNN's do not travel
+        return {
+            "_network": self._network,
+            "_known": {},
+            "_copies": {},
+        }  # not the copies
 
 
 @dataclass(frozen=True)
 class _Copies:
-    """A weight as it was when it was packed, and what was packed of it."""
+    """A weight at the time of packing, and its packed columns."""
 
     source: Tensor
     packed: dict[tuple[int | None, int | None], Tensor] = field(default_factory=dict)
@@ -80,15 +84,15 @@ _in_use: ContextVar[PackedWeights | None] = ContextVar("packed weights in use", 
 
 @contextmanager
 def packed(weights: PackedWeights | nn.Module) -> Iterator[None]:
-    """Let `linear` use packed weights of a network inside this block, in this thread.
+    """Let `linear` use packed weights inside this block, in this thread.
 
-    PackedWeights keep their copies for the next block, after a comparison with the weights. Those
-    of a network itself are made anew and forgotten at the end; packing costs about as much as it
-    saves in a search for 8 images, so this is for the loop around many searches.
+    PackedWeights keep their copies for the next block, where they are compared with the weights.
+    The copies of a network given itself are dropped at the end. Packing costs about as much as it
+    saves in a search for 8 images, so give a network to a loop of many searches.
 
-    Every change of a weight before the block is seen. Inside it the weights must not change:
-    RuntimeError at its end if those of a network did; a block with PackedWeights, where this is not
-    checked, should hold one search only.
+    Changes of a weight before the block are detected. Inside it the weights must not change. Raises
+    RuntimeError at its end if those of a network did; a block with PackedWeights does not check
+    this and should hold one search only.
     """
     copies = weights if isinstance(weights, PackedWeights) else PackedWeights(weights)
     copies.refresh()
@@ -99,13 +103,13 @@ def packed(weights: PackedWeights | nn.Module) -> Iterator[None]:
         _in_use.reset(token)
     if copies is not weights and copies.refresh():
         raise RuntimeError(
-            "packed weights: a weight has changed inside the block, so that some products were "
-            "those of its old values; change weights outside of it"
+            "packed weights: a weight changed inside the block, so some products used its old "
+            "values; change weights outside of the block"
         )
 
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:
-    """Whether two weights are the same in every bit, be they NaN or zeros of another sign."""
+    """Whether two weights are the same in every bit, NaN and the sign of zeros included."""
     if (ours.shape, ours.dtype, ours.device) != (theirs.shape, theirs.dtype, theirs.device):
         return False
     return torch.equal(ours.view(torch.int32), theirs.detach().view(torch.int32))
@@ -115,14 +119,14 @@ class Linear(nn.Linear):
     """`torch.nn.Linear`, computed by `linear`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """x W^T + b for x (..., K)."""
+        """Return x W^T + b for x (..., K)."""
         return linear(input, self.weight, self.bias)
 
 
 def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, columns: slice = slice(None)
 ) -> Tensor:
-    """x W^T + b for x (..., K) and W = weight[:, columns] (N, K); with W packed inside `packed`."""
+    """Return x W^T + b for x (..., K) and W = weight[:, columns] (N, K), packed if `packed`."""
     copies = _in_use.get()
     copy = copies.of(weight, columns) if copies is not None and _packs(x, weight) else None
     if copy is None:
@@ -146,7 +150,7 @@ def _packs(x: Tensor, weight: Tensor) -> bool:
 
 
 def _available() -> bool:
-    """Whether this build of torch has the operators; torch.compile's CPU backend uses them, too."""
+    """Whether this build of torch has the operators, which torch.compile uses on CPUs."""
     mkldnn = torch.backends.mkldnn
     return (
         mkldnn.is_available()
