@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
-
 from captioner.errors import ConfigError
 
 

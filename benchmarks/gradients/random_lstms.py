@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from benchmarks.gradients.block_recursion import Blocks, block_matrices
 from benchmarks.gradients.lags import Detach, Samples, add_detached, add_parts
 from captioner.model.lstm import HDetachLSTM
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -42,11 +41,7 @@ def random_lstm(settings: RandomSettings, scale: float, generator: torch.Generat
 
 
 def add_random(
-    samples: Samples,
-    settings: RandomSettings,
-    scale: float,
-    detached: list[Detach],
-    seed: int,
+    samples: Samples, settings: RandomSettings, scale: float, detached: list[Detach], seed: int
 ) -> float:
     """Note the Jacobians of one LSTM for every lag; its mean forget gate.
 
@@ -64,11 +59,7 @@ def add_random(
 
 
 def add_jacobians(
-    samples: Samples,
-    blocks: Blocks,
-    lags: int,
-    detached: list[Detach],
-    generator: torch.Generator,
+    samples: Samples, blocks: Blocks, lags: int, detached: list[Detach], generator: torch.Generator
 ) -> None:
     """Note d(c, h)[T] / d(c, h)[T-k] for k = 1 .. lags, T being the last step."""
     H = blocks.h.shape[1]

@@ -46,10 +46,7 @@ def accuracy_at(outcome: Outcome, step: int) -> float:
 
 
 def draw_transfer(
-    accuracies: Mapping[str, Mapping[int, Sequence[float]]],
-    trained: int,
-    note: str,
-    path: Path,
+    accuracies: Mapping[str, Mapping[int, Sequence[float]]], trained: int, note: str, path: Path
 ) -> None:
     """Accuracy of the networks of each method over the length T they are tested at."""
     from matplotlib.figure import Figure  # no global state, works without a display

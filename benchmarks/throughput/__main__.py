@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
-
 from benchmarks.reporting import machine
 from benchmarks.throughput.items import FILES, GPU_ITEMS, ITEMS
 from benchmarks.throughput.measure import Result, measure
@@ -19,6 +17,7 @@ from benchmarks.throughput.report import as_json, draw, notes, table
 from captioner.cli.parsing import Parser, exit_code, picture, positive
 from captioner.device import choose_device
 from captioner.errors import ConfigError
+from tqdm import tqdm
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -101,12 +100,7 @@ def _parser() -> Parser:
     )
     add = parser.add_argument
     add("--json", type=Path, metavar="FILE", help="also write every figure as JSON")
-    add(
-        "--plot",
-        type=picture,
-        metavar="FILE",
-        help="also draw ratios and shares",
-    )
+    add("--plot", type=picture, metavar="FILE", help="also draw ratios and shares")
     add("--only", nargs="+", metavar="NAME", help="measure these items; all of them if not given")
     add("--rounds", type=positive, metavar="N",
         help="rounds after the one to warm up (5; 2 with --quick)")  # fmt: skip
