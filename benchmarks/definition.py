@@ -13,6 +13,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
+from tqdm import tqdm
+
 from captioner.cli.parsing import SettingsParser, exit_code
 from captioner.config import Config
 from captioner.errors import ConfigError
@@ -20,8 +23,6 @@ from captioner.model.decoder import ShowAttendTell
 from captioner.model.lstm import HDetachLSTM
 from captioner.training.loop import epoch_batches, train_step
 from captioner.training.run import Run, prepare
-from torch import Tensor
-from tqdm import tqdm
 
 
 @dataclass

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from statistics import median
 
 import torch
+from torch import Tensor, nn
+
 from benchmarks.reporting import aligned, machine
 from captioner.cli.parsing import Parser, exit_code, positive
 from captioner.device import choose_device
 from captioner.model.lstm import Engine, HDetachLSTM
-from torch import Tensor, nn
 
 SHAPES = ((16, 80, 512, 512), (320, 100, 1, 128), (784, 100, 1, 100))  # T, B, I, H
 ENGINES: tuple[Engine, ...] = ("segments", "definition", "fused")

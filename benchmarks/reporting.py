@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
+
 from captioner.errors import ConfigError
 
 

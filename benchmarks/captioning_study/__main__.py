@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+from tqdm import tqdm
+
 from benchmarks.captioning_study.data import first_pictures, make_data
 from benchmarks.captioning_study.plots import draw_curves, draw_differences
 from benchmarks.captioning_study.report import (
@@ -36,7 +38,6 @@ from captioner.data.dataset import read_examples
 from captioner.data.feature_store import FeatureStore
 from captioner.errors import ConfigError
 from captioner.model.decoder import DECODERS
-from tqdm import tqdm
 
 _ATTENDS = "show_attend_tell"
 _NAMES = (*(name for name, _, _ in INGREDIENTS), FINE_GRID)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+
 from benchmarks.locks import locked
 from captioner.data.dataset import Example, read_examples
 from captioner.data.feature_store import FeatureStore

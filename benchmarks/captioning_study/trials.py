@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from benchmarks.captioning_study.variants import known_variants
 from benchmarks.locks import locked
 from benchmarks.reporting import machine

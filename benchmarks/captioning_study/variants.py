@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from benchmarks.memory.networks import zoneout
 from captioner.config import ModelConfig
 from captioner.errors import ConfigError
@@ -13,8 +16,6 @@ from captioner.model.decoder import DECODERS, Prediction, ShowAttendTell, Teache
 from captioner.model.fused.linear import linear
 from captioner.model.lstm import State
 from captioner.strict import allow
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 @contextmanager

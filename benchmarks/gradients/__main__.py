@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
 from benchmarks.gradients.lags import (
     CaptionLags,
     Detach,
@@ -29,7 +31,6 @@ from captioner.errors import ConfigError
 from captioner.model.decoder import Decoder, ShowAttendTell, make_decoder
 from captioner.model.lstm import HDetachLSTM
 from captioner.training.flow import Flow
-from tqdm import tqdm
 
 _PROGRAM = "python -m benchmarks.gradients"
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from captioner.model.lstm import HDetachLSTM, State
 from torch import Tensor, nn
+
+from captioner.model.lstm import HDetachLSTM, State
 
 Entry: TypeAlias = tuple[str, int] | tuple[str, int, int]  # parameter, row and column
 

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from captioner.data.dataset import CaptionDataset, pack
 from captioner.model.decoder import Decoder, Teacher
 from captioner.model.lstm import HDetachLSTM
 from captioner.training.flow import Keep, Unrolled, gradient_flow, gradients, unroll, unroll_lstm
-from torch import Tensor
-from torch.nn import functional as F
 
 ALL, CELL, HIDDEN, SHARE = "all paths", "c alone", "through h", "share of h"
 QUANTILES = (0.1, 0.5, 0.9)

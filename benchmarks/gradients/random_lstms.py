@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
+
 from benchmarks.gradients.block_recursion import Blocks, block_matrices
 from benchmarks.gradients.lags import Detach, Samples, add_detached, add_parts
 from captioner.model.lstm import HDetachLSTM
-from torch import Tensor
 
 
 @dataclass(frozen=True)

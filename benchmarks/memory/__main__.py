@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
 from benchmarks.gradients.report import parts_table
 from benchmarks.memory import transfer
 from benchmarks.memory.experiment import Experiment, Trial
@@ -28,7 +30,6 @@ from benchmarks.reporting import machine, short_note
 from captioner.cli.parsing import SettingsParser, exit_code, picture
 from captioner.device import choose_device
 from captioner.errors import ConfigError
-from tqdm import tqdm
 
 DESCRIPTION = """Tasks that need long memories: h-detach beside a plain LSTM and other networks.
 

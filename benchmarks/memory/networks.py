@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor, nn
+
 from captioner.errors import ConfigError
 from captioner.model.lstm import HDetachLSTM, State
-from torch import Tensor, nn
 
 CELLS = ("lstm", "h-detach", "c-detach", "gru", "irnn", "zoneout", "indrnn")
 _DETACHED = ("h-detach", "c-detach")

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from itertools import groupby
 
 import torch
+
 from benchmarks.locks import locked
 from benchmarks.memory.experiment import Trial
 from benchmarks.memory.stacked import stackable, train_together

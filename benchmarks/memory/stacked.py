@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
 from benchmarks.memory.training import Stretch, Training
 from captioner.model.lstm import HDetachLSTM, draw_blocked, lstm_cell_, lstm_cell_backward_
-from torch import Tensor
 
 _WEIGHTS = ("core.weight_ih_l0", "core.weight_hh_l0", "core.bias_ih_l0", "core.bias_hh_l0",
             "answer.weight", "answer.bias")  # fmt: skip

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from captioner.errors import ConfigError, DataError
 from torch import Tensor
 from torch.nn import functional as F
+
+from captioner.errors import ConfigError, DataError
 
 SYMBOLS, BLANK, DELIMITER = 8, 0, 9  # of the copying task: the symbols are 1 to 8
 

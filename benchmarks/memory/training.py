@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
 from benchmarks.memory.experiment import Trial
 from benchmarks.memory.networks import Network
 from benchmarks.memory.tasks import Batch, Task
@@ -17,8 +20,6 @@ from benchmarks.reporting import machine
 from captioner.errors import ConfigError
 from captioner.files import read_json, write_text
 from captioner.model.lstm import HDetachLSTM
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 _VALIDATED = 500  # sequences at once
 CPU = torch.device("cpu")

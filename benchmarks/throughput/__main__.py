@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
+
 from benchmarks.reporting import machine
 from benchmarks.throughput.items import FILES, GPU_ITEMS, ITEMS
 from benchmarks.throughput.measure import Result, measure
@@ -17,7 +19,6 @@ from benchmarks.throughput.report import as_json, draw, notes, table
 from captioner.cli.parsing import Parser, exit_code, picture, positive
 from captioner.device import choose_device
 from captioner.errors import ConfigError
-from tqdm import tqdm
 
 
 def main(argv: Sequence[str] | None = None) -> int:

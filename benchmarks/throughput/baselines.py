@@ -11,11 +11,12 @@ from __future__ import annotations
 import random
 
 import torch
-from captioner.data.dataset import Batch
-from captioner.data.vocabulary import BOS, EOS, PAD
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from captioner.data.dataset import Batch
+from captioner.data.vocabulary import BOS, EOS, PAD
 
 State = tuple[Tensor, Tensor]  # h and c
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from benchmarks.throughput import products
 from benchmarks.throughput.baselines import (
     AttendNet,
@@ -44,7 +46,6 @@ from captioner.pipeline import load
 from captioner.search import search
 from captioner.training.loss import caption_loss
 from captioner.training.run import make_optimizer
-from torch import Tensor, nn
 
 DETACH = 0.25
 MAX_WORDS = 20

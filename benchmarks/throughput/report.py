@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from benchmarks.reporting import aligned
 from benchmarks.throughput.bars import Verdict, verdicts
 from benchmarks.throughput.measure import CORE_GFLOPS, OURS, Figure, Result
