@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from benchmarks.memory.networks import zoneout
 from captioner.config import ModelConfig
 from captioner.errors import ConfigError
-from captioner.model.decoder import DECODERS, Prediction, ShowAttendTell, Teacher
+from captioner.model.decoder import DECODERS, PackedCaptions, Prediction, ShowAttendTell
 from captioner.model.fused.linear import linear
 from captioner.model.lstm import State
 from captioner.strict import allow
@@ -63,7 +63,7 @@ class Variational(ShowAttendTell):
     def forward(
         self,
         features: Tensor,
-        teacher: Teacher,
+        captions: PackedCaptions,
         *,
         detach_prob: float = 0.0,
         detach_attention: bool = False,
@@ -71,12 +71,14 @@ class Variational(ShowAttendTell):
     ) -> Prediction:
         """Do ShowAttendTell.forward; raise ConfigError for scheduled sampling: no packed rows."""
         if sampling_prob:
+        """Do ShowAttendTell.forward; raise ConfigError for scheduled sampling: no packed rows."""
+        if sampling_prob:
             raise ConfigError(
                 f"scheduled_sampling is {sampling_prob}; the variational decoder needs 0"
             )
-        with self.dropout.of_rows(teacher.batch_sizes):
+        with self.dropout.of_rows(captions.batch_sizes):
             return super().forward(
-                features, teacher, detach_prob=detach_prob, detach_attention=detach_attention
+                features, captions, detach_prob=detach_prob, detach_attention=detach_attention
             )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.data.dataset import CaptionDataset, pack
-from captioner.model.decoder import Decoder, Teacher
+from captioner.model.decoder import Decoder
 from captioner.model.lstm import HDetachLSTM
 from captioner.training.flow import Keep, Unrolled, gradient_flow, gradients, unroll, unroll_lstm
 
@@ -229,13 +229,12 @@ def caption_lags(
         indices = range(start, min(start + batch_images, last))
         words = [[caption[:max_words] for caption in data.tokens[index]] for index in indices]
         batch = pack(data.features(indices), words)
-        teacher = Teacher(batch.inputs, batch.batch_sizes, batch.image)
-        run = unroll(decoder, batch.features, teacher, batch.targets)
+        run = unroll(decoder, batch.features, batch.captions, batch.targets)
         flow = gradient_flow(run)
-        flows.append(torch.tensor([flow.cell, flow.hidden]) * len(batch.image))
+        flows.append(torch.tensor([flow.cell, flow.hidden]) * len(batch.order))
         forgets += _forget_gates(run)
         add_lags(samples, run, detached, generator)
-        captions, tokens = captions + len(batch.image), tokens + len(batch.inputs)
+        captions, tokens = captions + len(batch.order), tokens + len(batch.targets)
     cell, hidden = (torch.stack(flows).sum(0) / captions).tolist()
     forget = torch.cat(forgets).mean().item()
     return CaptionLags(samples.rows(), captions, tokens / captions, forget, cell, hidden)

@@ -60,11 +60,11 @@ class Rows:
     """A batch with a padded row a caption: captions and targets (R, T), longest first."""
 
     def __init__(self, batch: Batch, device: torch.device):
-        sizes = torch.tensor(batch.batch_sizes)
-        captions, self.lengths = pad_packed_sequence(PackedSequence(batch.inputs, sizes), True, PAD)
+        inputs, sizes = batch.captions.inputs, torch.tensor(batch.captions.batch_sizes)
+        captions, self.lengths = pad_packed_sequence(PackedSequence(inputs, sizes), True, PAD)
         targets, _ = pad_packed_sequence(PackedSequence(batch.targets, sizes), True, PAD)
         self.captions, self.targets = captions.to(device), targets.to(device)
-        self.image = batch.image.to(device)
+        self.image = batch.captions.image.to(device)
 
 
 class AttendNet(nn.Module):

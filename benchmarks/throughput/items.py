@@ -37,7 +37,7 @@ from captioner.config import DecodeConfig, EncoderConfig, ModelConfig, TrainConf
 from captioner.data.dataset import Batch, pack
 from captioner.data.images import open_image
 from captioner.data.vocabulary import EOS, SPECIAL
-from captioner.model.decoder import Decoder, Teacher, make_decoder
+from captioner.model.decoder import Decoder, make_decoder
 from captioner.model.encoder import Encoder
 from captioner.model.fused.linear import PackedWeights
 from captioner.model.fused.linear import packed as packed_weights
@@ -116,7 +116,7 @@ def train_attend(sizes: DecoderSizes, quick: bool, device: torch.device) -> Item
             "tutorial": partial(side, partial(tutorial, False)),
             "tutorial, keys hoisted": partial(side, partial(tutorial, True)),
         },
-        flops=products.train_show_attend_tell(sizes, len(batch.inputs), DETACH),
+        flops=products.train_show_attend_tell(sizes, len(batch.targets), DETACH),
         memory=sizes.cells == 196,
     )
 
@@ -145,7 +145,7 @@ def train_show_tell(sizes: DecoderSizes, quick: bool, device: torch.device) -> I
             AUTHORS: partial(side, authors, TwoProductCell),
             "packed nn.LSTM": partial(side, packed, partial(nn.LSTM, batch_first=True)),
         },
-        flops=products.train_show_tell(sizes, len(batch.inputs), DETACH),
+        flops=products.train_show_tell(sizes, len(batch.targets), DETACH),
     )
 
 
@@ -157,7 +157,7 @@ def train_adaptive(sizes: DecoderSizes, quick: bool, device: torch.device) -> It
         unit="captions",
         units=sizes.pictures * sizes.captions,
         sides={OURS: partial(_our_training, "adaptive", sizes, batch, device)},
-        flops=products.train_adaptive(sizes, len(batch.inputs), DETACH),
+        flops=products.train_adaptive(sizes, len(batch.targets), DETACH),
     )
 
 
@@ -272,12 +272,11 @@ def _our_training(decoder: Any, sizes: DecoderSizes, batch: Batch, device: torch
     H = sizes.hidden
     model = ModelConfig(decoder, embed_dim=H, hidden_dim=H, attention_dim=H, dropout=DROPOUT)
     net = make_decoder(model, sizes.vocabulary, sizes.dim).to(device)
-    features, targets = batch.features.to(device), batch.targets.to(device)
-    teacher = Teacher(batch.inputs.to(device), batch.batch_sizes, batch.image.to(device))
+    batch = batch.to(device)
 
     def loss() -> Tensor:
-        prediction = net(features, teacher, detach_prob=DETACH)
-        return caption_loss(prediction, targets, batch.batch_sizes, TrainConfig())[0]
+        prediction = net(batch.features, batch.captions, detach_prob=DETACH)
+        return caption_loss(prediction, batch.targets, batch.captions.batch_sizes, TrainConfig())[0]
 
     return _training_step(net, make_optimizer(TrainConfig(), net), loss, device)
 

@@ -19,7 +19,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.errors import ConfigError
-from captioner.model.decoder import Adaptive, Decoder, ShowAttendTell, ShowTell, Teacher, UpDown
+from captioner.model.decoder import (
+    Adaptive,
+    Decoder,
+    PackedCaptions,
+    ShowAttendTell,
+    ShowTell,
+    UpDown,
+)
 from captioner.model.lstm import HDetachLSTM, State
 
 Layers: TypeAlias = tuple[Tensor, ...]  # a tensor (n, H) for each layer of the LSTM
@@ -110,7 +117,9 @@ def unroll_lstm(
     return run
 
 
-def unroll(decoder: Decoder, features: Tensor, teacher: Teacher, targets: Tensor) -> Unrolled:
+def unroll(
+    decoder: Decoder, features: Tensor, captions: PackedCaptions, targets: Tensor
+) -> Unrolled:
     """Run a decoder over captions with their own words given; the loss of a word is its surprisal.
 
     Takes features (B, L, D) and targets (tokens,). For ShowTell the picture is step 0, without a
@@ -125,7 +134,7 @@ def unroll(decoder: Decoder, features: Tensor, teacher: Teacher, targets: Tensor
     training = decoder.training
     decoder.eval()
     try:
-        return _unroll(decoder, features, teacher, targets)
+        return _unroll(decoder, features, captions, targets)
     finally:
         decoder.train(training)
 
@@ -134,15 +143,15 @@ def unroll(decoder: Decoder, features: Tensor, teacher: Teacher, targets: Tensor
 def _unroll(
     decoder: ShowTell | ShowAttendTell | Adaptive,
     features: Tensor,
-    teacher: Teacher,
+    captions: PackedCaptions,
     targets: Tensor,
 ) -> Unrolled:
-    sizes, image = teacher.batch_sizes, teacher.image
+    sizes, image = captions.batch_sizes, captions.image
     wanted = targets.split(sizes)
     with torch.no_grad():
         memory, (h, c) = decoder.start(features)
     if isinstance(decoder, ShowTell):
-        x = torch.cat([memory.values[image], decoder.embed(teacher.inputs)])
+        x = torch.cat([memory.values[image], decoder.embed(captions.inputs)])
         run = unroll_lstm(decoder.core, x, [len(image), *sizes])
         for t, words in enumerate(wanted, 1):
             logits = decoder.out(run.steps[t].h[-1])
@@ -150,7 +159,7 @@ def _unroll(
         return run
     run = Unrolled(sizes)
     (h,), (c,) = _leaves((h[image],)), _leaves((c[image],))
-    for tokens, words in zip(teacher.inputs.split(sizes), wanted, strict=True):
+    for tokens, words in zip(captions.inputs.split(sizes), wanted, strict=True):
         n, recurrent, attention = len(tokens), Valve(), Valve()
         from_h, from_c = h[:n], c[:n]
         # Adaptive's attention is no part of the recurrence: it reads h as the output layer does.

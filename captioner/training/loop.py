@@ -21,7 +21,7 @@ from captioner.data.dataset import Batch, CaptionDataset
 from captioner.errors import ConfigError
 from captioner.evaluate import best_captions, caption_split, references
 from captioner.metrics.scores import ReferenceScorer
-from captioner.model.decoder import Decoder, Teacher
+from captioner.model.decoder import Decoder
 from captioner.training.augmentation import ahead
 from captioner.training.flow import gradient_flow, unroll
 from captioner.training.log import Journal
@@ -126,18 +126,19 @@ def train_step(run: Run, batch: Batch) -> dict[str, float]:
         if run.critic is not None:
             seed = settings.seed * 1_000_003 + progress.step
             drawn = run.critic.draw(run.decoder, batch, seed=seed)
-            batch, weights = drawn.batch, drawn.weights.to(run.device)
+            batch, weights = drawn.batch.to(run.device), drawn.weights.to(run.device)
             reward = {"reward": drawn.reward}
         share_done = progress.step / total_steps
         prediction = run.decoder(
             batch.features,
-            _teacher(batch, run.device),
+            batch.captions,
             detach_prob=detach_probability(settings, share_done),
             detach_attention=settings.detach_attention,
             sampling_prob=settings.scheduled_sampling * share_done,
         )
-    targets = batch.targets.to(run.device)
-    loss, cross_entropy = caption_loss(prediction, targets, batch.batch_sizes, settings, weights)
+    loss, cross_entropy = caption_loss(
+        prediction, batch.targets, batch.captions.batch_sizes, settings, weights
+    )
     run.optimizer.zero_grad()
     loss.backward()
     norm = _clip(run.network, settings)
@@ -151,7 +152,7 @@ def train_step(run: Run, batch: Batch) -> dict[str, float]:
     run.optimizer.step()
     if run.average is not None:
         run.average.update_parameters(run.network)
-    progress.count(len(targets), cross_entropy.item())
+    progress.count(len(batch.targets), cross_entropy.item())
     return {
         "loss": loss.item(),
         "cross_entropy": cross_entropy.item(),
@@ -169,9 +170,8 @@ def flow_figures(run: Run, batch: Batch) -> dict[str, float]:
     """
     settings, progress = run.config.train, run.progress
     with torch.no_grad():
-        features = _features(run, batch).features
-    targets = batch.targets.to(run.device)
-    unrolled = unroll(run.decoder, features, _teacher(batch, run.device), targets)
+        batch = _features(run, batch)
+    unrolled = unroll(run.decoder, batch.features, batch.captions, batch.targets)
     share_done = (progress.step - 1) / (run.batches * settings.epochs)  # as in the step just done
     unrolled.expect(detach_probability(settings, share_done), settings.detach_attention)
     flow = gradient_flow(unrolled)
@@ -183,11 +183,11 @@ def _is_due(step: int, every: int) -> bool:
 
 
 def _features(run: Run, batch: Batch) -> Batch:
-    """The batch with the features (B, L, D) that the decoder takes."""
-    features = batch.features.to(run.device)
-    if run.network.encoder is not None:
-        features = run.network.encoder.trained_part(features)
-    return replace(batch, features=features)
+    """The batch on the run's device, with the features (B, L, D) that the decoder takes."""
+    batch = batch.to(run.device)
+    if run.network.encoder is None:
+        return batch
+    return replace(batch, features=run.network.encoder.trained_part(batch.features))
 
 
 def _end_epoch(run: Run, journal: Journal, scorers: Sequence[ReferenceScorer]) -> None:
@@ -242,10 +242,10 @@ def validation_loss(decoder: Decoder, run: Run) -> float:
     settings = run.config.train
     for split in run.validation:
         for batch in split.batches(settings.batch_images, max_words=settings.max_words):
-            prediction = decoder(batch.features.to(run.device), _teacher(batch, run.device))
-            targets = batch.targets.to(run.device)
-            loss += cross_entropy(prediction, targets)[1].item() * len(targets)
-            tokens += len(targets)
+            batch = batch.to(run.device)
+            prediction = decoder(batch.features, batch.captions)
+            loss += cross_entropy(prediction, batch.targets)[1].item() * len(batch.targets)
+            tokens += len(batch.targets)
     return loss / tokens
 
 
@@ -259,10 +259,6 @@ def validation_cider(
     found = caption_split(decoder, split, decode, batch_images=size, limit=settings.eval_images)
     captions = best_captions(found, run.data.vocabulary)
     return scorer.score(captions, ("CIDEr",)).values["CIDEr"]
-
-
-def _teacher(batch: Batch, device: torch.device) -> Teacher:
-    return Teacher(batch.inputs.to(device), batch.batch_sizes, batch.image.to(device))
 
 
 def _clip(network: nn.Module, settings: TrainConfig) -> float:

@@ -70,7 +70,7 @@ class SelfCritical:
             usual = (rewards.sum(1, keepdim=True) - rewards) / (settings.samples - 1)
         drawn = pack(batch.features, draws, batch.examples)
         advantage = (rewards - usual).flatten()[drawn.order]  # of the rows, longest first
-        by_step = [advantage[:size] for size in drawn.batch_sizes]
+        by_step = [advantage[:size] for size in drawn.captions.batch_sizes]
         if len(by_step) > settings.max_words:
             by_step[-1] = torch.zeros_like(by_step[-1])
         return Drawn(drawn, torch.cat(by_step), float(rewards.mean()))

@@ -22,13 +22,12 @@ from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data.dataset import pack
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError, ConfigError
-from captioner.model.decoder import DECODERS, ShowAttendTell, Teacher, make_decoder
+from captioner.model.decoder import DECODERS, ShowAttendTell, make_decoder
 from captioner.training.loss import cross_entropy
 
 V = 20
 CAPTIONS = [[[5, 6, 7, 8, 9], [4, 5]], [[10, 11, 12]], [[13]]]
 BATCH = pack(random_features(3), CAPTIONS)
-TEACHER = Teacher(BATCH.inputs, BATCH.batch_sizes, BATCH.image)
 
 
 def make(kind, **settings):
@@ -40,7 +39,7 @@ def make(kind, **settings):
 def gradients(decoder, **settings):
     """The loss and its gradients, by the names of the parameters."""
     torch.manual_seed(1)
-    prediction = decoder(BATCH.features, TEACHER, **settings)
+    prediction = decoder(BATCH.features, BATCH.captions, **settings)
     loss, _ = cross_entropy(prediction, BATCH.targets)
     decoder.zero_grad()
     loss.backward()
@@ -52,9 +51,9 @@ def test_a_caption_written_step_by_step_has_the_logits_of_training(kind):
     decoder = make(kind, dropout=0.5).eval()
     captions = [[[5, 6, 7]]]
     batch = pack(random_features(1), captions)
-    wanted = decoder(batch.features, Teacher(batch.inputs, batch.batch_sizes, batch.image)).logits
+    wanted = decoder(batch.features, batch.captions).logits
     memory, state = decoder.start(batch.features)
-    for token, logits in zip(batch.inputs, wanted, strict=True):
+    for token, logits in zip(batch.captions.inputs, wanted, strict=True):
         found, state, attention = decoder.step(memory, token.view(1), state, torch.tensor([0]))
         torch.testing.assert_close(found[0], logits)
         assert attention.shape == (1, CELLS)
@@ -130,12 +129,12 @@ def test_masks_of_captions_reach_the_words_and_the_output_layer():
     decoder.embed.weight.data.fill_(1.0)
     seen = []
     decoder.out_z.register_forward_hook(lambda *_: seen.append(decoder.dropout.rows))
-    hidden = decoder(BATCH.features, TEACHER).hidden.split(BATCH.batch_sizes)
+    hidden = decoder(BATCH.features, BATCH.captions).hidden.split(BATCH.captions.batch_sizes)
     assert len(seen) == 1
     assert torch.equal(hidden[0][:1] == 0, hidden[-1] == 0)  # the longest caption's
     assert decoder.dropout.rows is None
     with pytest.raises(ConfigError, match="scheduled_sampling"):
-        decoder(BATCH.features, TEACHER, sampling_prob=0.5)
+        decoder(BATCH.features, BATCH.captions, sampling_prob=0.5)
 
 
 def test_layer_norm_gives_the_gates_the_statistics_of_its_gains():

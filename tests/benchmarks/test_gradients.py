@@ -30,7 +30,7 @@ from captioner.checkpoint import Checkpoint, save
 from captioner.config import DecodeConfig
 from captioner.data.dataset import CaptionDataset, pack
 from captioner.data.vocabulary import Vocabulary
-from captioner.model.decoder import Teacher, make_decoder
+from captioner.model.decoder import make_decoder
 from captioner.model.lstm import HDetachLSTM
 from captioner.training.flow import gradient_flow, unroll, unroll_lstm
 
@@ -130,7 +130,7 @@ def small_decoder(name, layers=1):
     config = replace(MODEL, decoder=name, num_layers=layers, dropout=0.4)
     decoder = make_decoder(config, WORDS, DIM).double()
     batch = pack(random_features(2), CAPTIONS)
-    return decoder, batch, Teacher(batch.inputs, batch.batch_sizes, batch.image)
+    return decoder, batch, batch.captions
 
 
 SHAPES = [("show_tell", 1), ("show_tell", 2), ("show_attend_tell", 1), ("adaptive", 1)]
@@ -141,8 +141,8 @@ SHAPES = [("show_tell", 1), ("show_tell", 2), ("show_attend_tell", 1), ("adaptiv
 def test_valves_give_the_losses_and_gradients_of_training_for_every_pattern_of_blocked_steps(
     name, layers, detach_attention, monkeypatch
 ):
-    decoder, batch, teacher = small_decoder(name, layers)
-    run = unroll(decoder, batch.features, teacher, batch.targets)
+    decoder, batch, captions = small_decoder(name, layers)
+    run = unroll(decoder, batch.features, captions, batch.targets)
     losses = torch.cat([loss for loss in run.losses if loss is not None])
     decoder.eval()
     weights = [decoder.core.weight_hh_l0, decoder.core.weight_ih_l0]
@@ -156,7 +156,7 @@ def test_valves_give_the_losses_and_gradients_of_training_for_every_pattern_of_b
         draw = torch.tensor(blocked)
         monkeypatch.setattr("captioner.model.decoder.draw_blocked", lambda *_, draw=draw: draw)
         prediction = decoder(
-            batch.features, teacher, detach_prob=0.5, detach_attention=detach_attention
+            batch.features, captions, detach_prob=0.5, detach_attention=detach_attention
         )
         wanted = torch.nn.functional.cross_entropy(
             prediction.logits, batch.targets, reduction="none"
@@ -167,8 +167,8 @@ def test_valves_give_the_losses_and_gradients_of_training_for_every_pattern_of_b
 
 @pytest.mark.parametrize(("name", "layers"), SHAPES)
 def test_with_everything_blocked_no_gradient_comes_through_h(name, layers):
-    decoder, batch, teacher = small_decoder(name, layers)
-    run = unroll(decoder, batch.features, teacher, batch.targets)
+    decoder, batch, captions = small_decoder(name, layers)
+    run = unroll(decoder, batch.features, captions, batch.targets)
     run.expect(1.0, detach_attention=True)
     flow = gradient_flow(run)
     assert flow.hidden == flow.share == 0
@@ -180,8 +180,8 @@ def test_with_everything_blocked_no_gradient_comes_through_h(name, layers):
 
 
 def test_half_a_gradient_is_the_mean_over_all_draws():
-    decoder, batch, teacher = small_decoder("show_attend_tell")
-    run = unroll(decoder, batch.features, teacher, batch.targets)
+    decoder, batch, captions = small_decoder("show_attend_tell")
+    run = unroll(decoder, batch.features, captions, batch.targets)
     loss, states = run.losses[-1].sum(), [run.steps[0].c[0]]
     mean = torch.zeros_like(states[0])
     for keep in itertools.product([0.0, 1.0], repeat=len(run.steps)):
@@ -250,10 +250,10 @@ def test_in_stacked_layers_each_unit_gets_what_its_own_h_brings():
 
 
 def test_taking_a_pass_apart_leaves_no_gradient_and_draws_nothing():
-    decoder, batch, teacher = small_decoder("show_tell", 2)
+    decoder, batch, captions = small_decoder("show_tell", 2)
     decoder.train()
     before = torch.get_rng_state()
-    gradient_flow(unroll(decoder, batch.features, teacher, batch.targets))
+    gradient_flow(unroll(decoder, batch.features, captions, batch.targets))
     assert torch.equal(torch.get_rng_state(), before)
     assert decoder.training
     assert all(module.training for module in decoder.modules())
@@ -310,8 +310,8 @@ def test_a_draw_of_one_step_is_either_all_paths_or_the_cell_alone_in_stacked_lay
 
 
 def test_with_p_of_1_only_the_way_through_the_attention_is_left_unless_it_is_blocked_too():
-    decoder, batch, teacher = small_decoder("show_attend_tell")
-    run = unroll(decoder, batch.features, teacher, batch.targets)
+    decoder, batch, captions = small_decoder("show_attend_tell")
+    run = unroll(decoder, batch.features, captions, batch.targets)
     samples, query_open, blocked = Samples(), Detach(1.0), Detach(1.0, attention=True)
     add_lags(samples, run, [query_open, blocked])
     rows = samples.rows()

@@ -11,7 +11,7 @@ from captioner.data.dataset import CaptionDataset
 from captioner.data.vocabulary import tokenize
 from captioner.errors import ConfigError
 from captioner.metrics.cider import CiderD
-from captioner.model.decoder import Teacher, make_decoder
+from captioner.model.decoder import make_decoder
 from captioner.training.loop import epoch_batches, train_step
 from captioner.training.run import prepare, save_run
 from captioner.training.self_critical import END, SelfCritical
@@ -40,10 +40,10 @@ def rewards_of(drawn, data):
         }
     )
     rows = []
-    for row, picture in enumerate(drawn.batch.image.tolist()):
+    for row, picture in enumerate(drawn.batch.captions.image.tolist()):
         steps = [
             part[row].item()
-            for part in drawn.batch.targets.split(drawn.batch.batch_sizes)
+            for part in drawn.batch.targets.split(drawn.batch.captions.batch_sizes)
             if row < len(part)
         ]
         words = data.vocabulary.decode(steps[:-1])  # the last target is EOS
@@ -59,8 +59,8 @@ def test_a_token_weighs_what_its_caption_scores_above_the_pictures_other_draws(d
     drawn = SelfCritical(data, SETTINGS).draw(a_decoder(data), batch, seed)
     rows = rewards_of(drawn, data)
     assert drawn.reward == pytest.approx(sum(reward for _, reward, _ in rows) / 12, abs=1e-5)
-    assert [list(drawn.batch.image).count(k) for k in range(4)] == [3] * 4
-    weights = drawn.weights.split(drawn.batch.batch_sizes)
+    assert [list(drawn.batch.captions.image).count(k) for k in range(4)] == [3] * 4
+    weights = drawn.weights.split(drawn.batch.captions.batch_sizes)
     for row, (picture, reward, ended) in enumerate(rows):
         others = [r for k, (p, r, _) in enumerate(rows) if p == picture and k != row]
         advantage = reward - sum(others) / 2
@@ -79,7 +79,7 @@ def test_with_the_greedy_baseline_a_caption_is_compared_with_the_likeliest(data)
     rewards = [reward for _, reward, _ in rewards_of(greedy, data)]
     usual = torch.tensor(rewards) - greedy.weights[: len(rewards)]  # at the first step
     for picture in range(4):
-        of_picture = usual[greedy.batch.image == picture]
+        of_picture = usual[greedy.batch.captions.image == picture]
         torch.testing.assert_close(of_picture, of_picture[:1].expand(3), atol=1e-5, rtol=0)
 
 
@@ -123,7 +123,7 @@ def test_what_is_drawn_of_an_image_does_not_depend_on_its_batch(data):
         for row, image in enumerate(drawn.image.tolist()):
             steps = [
                 part[row].item()
-                for part in drawn.targets.split(drawn.batch_sizes)
+                for part in drawn.targets.split(drawn.captions.batch_sizes)
                 if row < len(part)
             ]
             found[batch.examples[image]].append(steps)
@@ -175,10 +175,9 @@ def test_training_starts_from_a_checkpoint_of_the_same_shape_only(tmp_path):
     sharper = replace(settings, sharpen=2.0)
     sharp = prepare(replace(config, train=sharper, out=str(tmp_path / "sharp")), resume=False)
     batch = next(data.batches(4, max_words=5))
-    teacher = Teacher(batch.inputs, batch.batch_sizes, batch.image)
     torch.testing.assert_close(
-        sharp.decoder.eval()(batch.features, teacher).logits,
-        2 * decoder(batch.features, teacher).logits,
+        sharp.decoder.eval()(batch.features, batch.captions).logits,
+        2 * decoder(batch.features, batch.captions).logits,
     )
     wider = replace(config, train=settings, model=replace(MODEL, hidden_dim=48))
     with pytest.raises(ConfigError, match="its model is not that of the config"):

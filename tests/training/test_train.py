@@ -228,10 +228,10 @@ def test_a_sigterm_waits_for_the_end_of_the_step(tmp_path):
 
 def test_the_doubly_stochastic_penalty_and_smoothing_follow_their_definition():
     batch = pack(random_features(2), [[[5, 6]], [[7]]])
-    attention = torch.rand(len(batch.inputs), 4).softmax(-1)
-    prediction = Prediction(torch.randn(len(batch.inputs), 6), torch.nn.Linear(6, 10), attention)
+    attention = torch.rand(len(batch.targets), 4).softmax(-1)
+    prediction = Prediction(torch.randn(len(batch.targets), 6), torch.nn.Linear(6, 10), attention)
     settings = TrainConfig(attention_penalty=0.5, label_smoothing=0.1)
-    loss, plain = caption_loss(prediction, batch.targets, batch.batch_sizes, settings)
+    loss, plain = caption_loss(prediction, batch.targets, batch.captions.batch_sizes, settings)
     first = attention[0] + attention[2] + attention[4]  # rows are packed step by step
     second = attention[1] + attention[3]
     penalty = torch.stack([(1 - first) ** 2, (1 - second) ** 2]).mean()
@@ -255,9 +255,9 @@ def test_rates_rise_and_fall_and_detaching_ends_as_set():
 
 def test_batches_are_packed_by_time_step_longest_caption_first():
     batch = pack(random_features(2), [[[5, 6], [7, 8, 9]], [[4]]])
-    assert batch.batch_sizes == [3, 3, 2, 1]
-    assert batch.image.tolist() == [0, 0, 1]
-    assert batch.inputs.tolist() == [BOS, BOS, BOS, 7, 5, 4, 8, 6, 9]
+    assert batch.captions.batch_sizes == [3, 3, 2, 1]
+    assert batch.captions.image.tolist() == [0, 0, 1]
+    assert batch.captions.inputs.tolist() == [BOS, BOS, BOS, 7, 5, 4, 8, 6, 9]
     assert batch.targets.tolist() == [7, 5, 4, 8, 6, 2, 9, 2, 2]
 
 
