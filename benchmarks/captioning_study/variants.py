@@ -71,8 +71,6 @@ class Variational(ShowAttendTell):
     ) -> Prediction:
         """Do ShowAttendTell.forward; raise ConfigError for scheduled sampling: no packed rows."""
         if sampling_prob:
-        """Do ShowAttendTell.forward; raise ConfigError for scheduled sampling: no packed rows."""
-        if sampling_prob:
             raise ConfigError(
                 f"scheduled_sampling is {sampling_prob}; the variational decoder needs 0"
             )

@@ -23,7 +23,7 @@ from captioner.evaluate import best_captions, caption_split, references
 from captioner.metrics.scores import ReferenceScorer
 from captioner.model.decoder import Decoder
 from captioner.training.augmentation import ahead
-from captioner.training.flow import gradient_flow, unroll
+from benchmarks.gradients.flow import gradient_flow, unroll  # goes with gradient_flow_steps
 from captioner.training.log import Journal
 from captioner.training.loss import caption_loss, cross_entropy, detach_probability, learning_rate
 from captioner.training.run import Network, Progress, Run, prepare, save_run

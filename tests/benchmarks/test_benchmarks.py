@@ -51,7 +51,7 @@ def one_seed_and_the_same_threads_after():
 
 @pytest.fixture
 def batch():
-    """Two pictures of three cells with captions of unequal length."""
+    """Two images of three cells with captions of unequal length."""
     return pack(torch.randn(2, 3, D), [[[4, 5, 6, 7], [8]], [[9, 10], [4, 11, 5]]])
 
 
@@ -140,7 +140,7 @@ def test_the_count_for_show_tell_is_what_a_loop_multiplies():
     net = ShowTellNet(D, V, H, TwoProductCell)
     with FlopCounterMode(display=False) as counter:
         authors_show_tell(net, features, rows, 0.0).sum().backward()
-    sizes = DecoderSizes(pictures=3, captions=1, cells=1, dim=D, vocabulary=V, hidden=H)
+    sizes = DecoderSizes(images=3, captions=1, cells=1, dim=D, vocabulary=V, hidden=H)
     counted = products.train_show_tell(sizes, tokens=12, detach_prob=0.0)
     assert counter.get_total_flops() == counted - 2 * 3 * 4 * H * H
 
@@ -196,9 +196,9 @@ def test_the_growth_of_memory_is_that_of_the_runs_not_of_what_was_there():
 
 def test_a_quick_run_prints_the_table_and_writes_every_figure(tmp_path, capsys):
     written = tmp_path / "figures.json"
-    picture = tmp_path / "figures.png"
+    plot = tmp_path / "figures.png"
     options = ["--quick", "--only", "core-copying", "--rounds", "1"]
-    assert main([*options, "--json", str(written), "--plot", str(picture)]) == 0
+    assert main([*options, "--json", str(written), "--plot", str(plot)]) == 0
     printed = capsys.readouterr().out
     assert "core-copying" in printed
     assert "nn.LSTM" in printed
@@ -216,7 +216,21 @@ def test_a_quick_run_prints_the_table_and_writes_every_figure(tmp_path, capsys):
     for figure in item["speed"].values():
         assert 0 < figure["low"] <= figure["median"] <= figure["high"]
     assert item["share"] == pytest.approx(item["speed"][OURS]["median"] / item["bound"])
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_failing_item_costs_only_itself(monkeypatch, capsys):
+    def fail(quick, device):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(ITEMS, "core-copying", fail)
+    names = ["core-copying", "core-mnist"]
+    assert main(["--quick", "--rounds", "1", "--only", *names]) == 1
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert "core-copying  failed: RuntimeError: out of memory" in lines
+    assert any(line.startswith("core-mnist ") and "nn.LSTM" in line for line in lines)
+    assert "error: core-copying: not measured" in printed.err
 
 
 @pytest.mark.parametrize("name", [name for name in ITEMS if name.startswith("train-")])

@@ -1,4 +1,4 @@
-"""Gradients taken apart: block matrices, valves, lags, the training diagnostic, the command."""
+"""Gradients split by path: block matrices, valves, lags, measured trainings, the command."""
 
 import csv
 import itertools
@@ -12,6 +12,7 @@ from tiny import DIM, MODEL, make_data, random_features
 
 from benchmarks.gradients.__main__ import main
 from benchmarks.gradients.block_recursion import Blocks, block_matrices
+from benchmarks.gradients.flow import gradient_flow, unroll, unroll_lstm
 from benchmarks.gradients.lags import (
     ALL,
     CELL,
@@ -32,7 +33,6 @@ from captioner.data.dataset import CaptionDataset, pack
 from captioner.data.vocabulary import Vocabulary
 from captioner.model.decoder import make_decoder
 from captioner.model.lstm import HDetachLSTM
-from captioner.training.flow import gradient_flow, unroll, unroll_lstm
 
 T, I, H = 6, 3, 4
 # Every gate of W_hh and W_ih and the bias: rows of i, f, g and o.
