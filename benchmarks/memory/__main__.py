@@ -27,7 +27,8 @@ from benchmarks.memory.report import (
 from benchmarks.memory.running import run_trials
 from benchmarks.memory.training import Check, Outcome, read_outcome
 from benchmarks.reporting import machine, short_note
-from captioner.cli.parsing import SettingsParser, exit_code, picture
+from captioner.cli.parsing import exit_code, picture
+from captioner.cli.settings import SettingsParser
 from captioner.device import choose_device
 from captioner.errors import ConfigError
 

@@ -564,7 +564,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_1(given, complaint, capsys):
 def test_every_shipped_config_is_an_experiment():
     from pathlib import Path
 
-    from captioner.cli.parsing import SettingsParser
+    from captioner.cli.settings import SettingsParser
 
     folder = Path(__file__).resolve().parents[2] / "configs" / "memory"
     files = sorted(folder.glob("*.yaml"))
