@@ -9,11 +9,12 @@ import torch
 
 from benchmarks.gradients.flow import gradient_flow, unroll
 from benchmarks.reporting import plot
+from captioner.cli.signals import stop_requested
 from captioner.config import Config
 from captioner.data.dataset import Batch
 from captioner.training.loop import train
-from captioner.training.loss import detach_probability
 from captioner.training.run import Run
+from captioner.training.schedule import detach_probability
 
 
 def train_measured(
@@ -32,7 +33,8 @@ def train_measured(
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **flow_figures(run, batch)}) + "\n")
 
-    train(config, resume=resume, show_progress=show_progress, after_step=measure)
+    with stop_requested() as stop:
+        train(config, resume=resume, show_progress=show_progress, stop=stop, after_step=measure)
     return path
 
 
