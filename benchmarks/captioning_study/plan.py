@@ -13,8 +13,9 @@ from typing import Any, TypeAlias
 from benchmarks import trials
 from benchmarks.captioning_study.variants import known_variants
 from benchmarks.reporting import CPU
+from captioner.cli.signals import stop_requested
 from captioner.config import Config, DecodeConfig, ModelConfig, TrainConfig
-from captioner.errors import ConfigError
+from captioner.errors import DivergenceError
 from captioner.training.log import read_log
 from captioner.training.loop import train
 
@@ -131,10 +132,9 @@ def run_trial(trial: Trial) -> None:
         epochs, start, diverged = len(_epochs(trial.folder)), time.process_time(), ""
         resume = (trial.folder / "state.pt").exists()
         try:
-            train(trial.config, resume=resume, show_progress=False)
-        except ConfigError as error:
-            if "training diverged" not in str(error):
-                raise
+            with stop_requested() as stop:
+                train(trial.config, resume=resume, show_progress=False, stop=stop)
+        except DivergenceError as error:
             diverged = str(error)
         done = len(_epochs(trial.folder)) - epochs
         cpu_seconds = (time.process_time() - start) / done if done > 0 else None
