@@ -33,6 +33,7 @@ from benchmarks.reporting import command_line, print_machine, short_note, table
 from captioner.checkpoint import Checkpoint, load
 from captioner.cli.parsing import Parser, exit_code, number, picture, positive
 from captioner.cli.settings import SettingsParser
+from captioner.cli.signals import stop_requested
 from captioner.config import Config
 from captioner.data.dataset import CaptionDataset
 from captioner.errors import ConfigError
@@ -46,7 +47,7 @@ _PROGRAM = f"python -m {_MODULE}"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: _gradients(given))
+    return exit_code(lambda: _gradients(given), "`train` goes on with --resume")
 
 
 def _gradients(given: Sequence[str]) -> None:
@@ -73,7 +74,9 @@ def _train(given: Sequence[str], command: str) -> None:
     settings = parser.read(given)
     if settings.every < 1:
         raise ConfigError(f"every is {settings.every}; it must be >= 1")
-    path = train_measured(parser.made(Config, settings), settings.every, resume=settings.resume)
+    config = parser.made(Config, settings)
+    with stop_requested() as stop:
+        path = train_measured(config, settings.every, resume=settings.resume, stop=stop)
     print(f"{path} and {plot_flow(path, command)}")
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
 from benchmarks.gradients.flow import gradient_flow, unroll
 from benchmarks.reporting import plot
-from captioner.cli.signals import stop_requested
 from captioner.config import Config
 from captioner.data.dataset import Batch
 from captioner.training.loop import train
@@ -18,9 +18,14 @@ from captioner.training.schedule import detach_probability
 
 
 def train_measured(
-    config: Config, every: int, *, resume: bool = False, show_progress: bool = True
+    config: Config,
+    every: int,
+    *,
+    resume: bool = False,
+    show_progress: bool = True,
+    stop: Callable[[], bool] | None = None,
 ) -> Path:
-    """Train as `config` says; write the measurements to `flow.jsonl`, whose path is returned.
+    """Train as `config` says; write measurements to `flow.jsonl` in `config.out`, return its path.
 
     A resumed run measures the steps after its last save again; the last line of a step counts.
     Raises what `train` raises.
@@ -33,8 +38,7 @@ def train_measured(
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **flow_figures(run, batch)}) + "\n")
 
-    with stop_requested() as stop:
-        train(config, resume=resume, show_progress=show_progress, stop=stop, after_step=measure)
+    train(config, resume=resume, show_progress=show_progress, stop=stop, after_step=measure)
     return path
 
 
@@ -44,11 +48,10 @@ def flow_figures(run: Run, batch: Batch) -> dict[str, float]:
     Of the cross-entropy of the batch's captions at the present weights, without dropout and with
     h-detach in expectation. Leaves the random state and the gradients as they are.
     """
-    settings, encoder = run.config.train, run.network.encoder
-    batch = batch.to(run.device)
+    settings = run.config.train
     with torch.no_grad():
-        features = encoder.trained_part(batch.features) if encoder else batch.features
-    unrolled = unroll(run.decoder, features, batch.captions, batch.targets)
+        batch = run.network.encode(batch)
+    unrolled = unroll(run.decoder, batch.features, batch.captions, batch.targets)
     done = (run.progress.step - 1) / (run.batches * settings.epochs)  # as in the step just done
     unrolled.expect(detach_probability(settings, done), settings.detach_attention)
     flow = gradient_flow(unrolled)

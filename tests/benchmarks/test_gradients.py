@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import CAPTIONS as CAPTIONS_AS_TEXT
-from tiny import DIM, MODEL, make_data, random_features
+from tiny import DIM, MODEL, make_config, make_data, random_features
 
 from benchmarks.gradients.__main__ import main
 from benchmarks.gradients.block_recursion import Blocks, block_matrices
@@ -25,14 +25,17 @@ from benchmarks.gradients.lags import (
     token_losses,
 )
 from benchmarks.gradients.random_lstms import RandomSettings, add_jacobians, add_random
+from benchmarks.gradients.training import plot_flow, read_flow, train_measured
 from benchmarks.memory.networks import Method, Network
 from benchmarks.memory.tasks import Copying
-from captioner.checkpoint import Checkpoint, save
+from captioner.checkpoint import Checkpoint, load_state, save
 from captioner.config import DecodeConfig
 from captioner.data.dataset import CaptionDataset, pack
 from captioner.data.vocabulary import Vocabulary
 from captioner.model.decoder import make_decoder
 from captioner.model.lstm import HDetachLSTM
+from captioner.training import validation
+from captioner.training.loop import train
 
 T, I, H = 6, 3, 4
 # Every gate of W_hh and W_ih and the bias: rows of i, f, g and o.
@@ -415,3 +418,55 @@ def test_data_of_other_words_is_one_line(tmp_path, error_of):
     best, data = checkpoint(tmp_path, "show_tell")
     Vocabulary.build(["a dog"], min_count=1).save(data / "vocabulary.json")
     assert "its words or feature size are not" in error_of(main, [str(best), "--data", str(data)])
+
+
+@pytest.mark.parametrize(
+    ("decoder", "objective"),
+    [
+        ("show_tell", "cross_entropy"),
+        ("show_attend_tell", "cross_entropy"),
+        ("adaptive", "cross_entropy"),
+        ("show_attend_tell", "self_critical"),
+    ],
+)
+def test_measuring_a_training_changes_no_weight(tmp_path, monkeypatch, decoder, objective):
+    monkeypatch.setattr(validation, "validation_cider", lambda *_: 0.0)
+    data = make_data(tmp_path / "data", views=2)
+
+    def config(name):
+        made = make_config(
+            data, tmp_path / name, epochs=3, batch_images=2, detach_prob=0.5, objective=objective
+        )
+        return replace(made, model=replace(made.model, decoder=decoder, dropout=0.3))
+
+    train(config("plain"), show_progress=False)
+    path = train_measured(config("measured"), 2, show_progress=False)
+    plain, measured = (load_state(tmp_path / name / "state.pt") for name in ("plain", "measured"))
+    assert torch.equal(plain["random"], measured["random"])
+    for name, weight in plain["network"].items():
+        assert torch.equal(weight, measured["network"][name]), name
+    flows = read_flow(path)
+    assert [entry["step"] for entry in flows] == [2, 4, 6, 8]
+    for entry in flows:
+        share = entry["flow_h"] / (entry["flow_c"] + entry["flow_h"])
+        assert entry["flow_h_share"] == pytest.approx(share)
+        assert 0 < share < 1
+
+
+def test_a_training_with_h_blocked_has_no_gradient_through_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(validation, "validation_cider", lambda *_: 0.0)
+    config = make_config(
+        make_data(tmp_path / "data"), tmp_path / "run", epochs=2, batch_images=2,
+        detach_prob=1.0, detach_attention=True, detach_anneal=0.5,
+    )  # fmt: skip
+    path = train_measured(config, 1, show_progress=False)
+    shares = [entry["flow_h_share"] for entry in read_flow(path)]
+    assert shares[:3] == [0, 0, 0]  # blocked in the first half of training only
+    assert min(shares[3:]) > 0
+    assert plot_flow(path, "note").stat().st_size > 1000
+
+
+def test_a_measurement_after_a_resume_replaces_the_one_before(tmp_path):
+    path = tmp_path / "flow.jsonl"
+    path.write_text('{"step": 2, "x": 1}\n{"step": 4, "x": 1}\n{"step": 4, "x": 2}\n')
+    assert read_flow(path) == [{"step": 2, "x": 1}, {"step": 4, "x": 2}]
