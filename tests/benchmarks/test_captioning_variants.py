@@ -89,7 +89,7 @@ def test_without_dropout_and_zoneout_a_variant_is_the_plain_decoder(monkeypatch)
             torch.testing.assert_close(same[name], gradient, msg=name)
 
 
-def test_zoneout_keeps_the_share_it_is_told_and_its_mean_at_evaluation():
+def test_zoneout_keeps_its_share_of_values_and_their_mean_at_evaluation():
     before, after = torch.zeros(200, 100), torch.ones(200, 100)
     torch.manual_seed(0)
     drawn = zoneout(before, after, 0.2, training=True)
@@ -110,7 +110,7 @@ def test_tied_embeddings_are_one_parameter_with_the_sum_of_both_gradients():
     torch.testing.assert_close(once["embed.weight"], both["embed.weight"] + both["out.weight"])
 
 
-def test_a_caption_has_one_mask_for_all_its_steps_and_another_than_its_neighbour():
+def test_a_caption_has_one_dropout_mask_for_all_its_steps_unlike_its_neighbour():
     dropout, sizes = CaptionDropout(0.5), [3, 2, 1]
     torch.manual_seed(0)
     with dropout.of_rows(sizes):
@@ -163,7 +163,7 @@ def test_layer_norm_gives_the_gates_the_statistics_of_its_gains():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_checkpoint_comes_back_where_its_decoder_is_known_and_says_so_elsewhere(tmp_path, name):
+def test_a_checkpoint_loads_where_its_decoder_is_known_and_is_refused_elsewhere(tmp_path, name):
     vocabulary = Vocabulary.load(make_data(tmp_path / "data") / "vocabulary.json")
     config = replace(MODEL, decoder=name, embed_dim=MODEL.hidden_dim)
     with known_variants():
