@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner.cli.parsing import SettingsParser, exit_code
+from captioner.cli.parsing import exit_code
+from captioner.cli.settings import SettingsParser
 from captioner.config import Config
 from captioner.errors import ConfigError
 from captioner.model.decoder import ShowAttendTell

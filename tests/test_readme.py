@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import data_prep.__main__
-from captioner.cli import commands as cli
+from captioner import cli
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text("utf-8")

@@ -31,7 +31,8 @@ from benchmarks.gradients.report import (
 from benchmarks.gradients.training import plot_flow, train_measured
 from benchmarks.reporting import command_line, print_machine, short_note, table
 from captioner.checkpoint import Checkpoint, load
-from captioner.cli.parsing import Parser, SettingsParser, exit_code, number, picture, positive
+from captioner.cli.parsing import Parser, exit_code, number, picture, positive
+from captioner.cli.settings import SettingsParser
 from captioner.cli.signals import stop_requested
 from captioner.config import Config
 from captioner.data.dataset import CaptionDataset

@@ -28,7 +28,8 @@ from benchmarks.memory.training import Check, Outcome, read_outcome
 from benchmarks.memory.transfer import transfer, transfer_table
 from benchmarks.reporting import command_line, print_machine, short_note
 from benchmarks.trials import print_machines
-from captioner.cli.parsing import SettingsParser, exit_code, picture
+from captioner.cli.parsing import exit_code, picture
+from captioner.cli.settings import SettingsParser
 from captioner.device import choose_device
 from captioner.errors import ConfigError
 

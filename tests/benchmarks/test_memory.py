@@ -538,7 +538,7 @@ def test_the_command_trains_reports_and_writes_tables_and_plots(tmp_path, capsys
 def test_every_shipped_config_is_an_experiment():
     from pathlib import Path
 
-    from captioner.cli.parsing import SettingsParser
+    from captioner.cli.settings import SettingsParser
 
     folder = Path(__file__).resolve().parents[2] / "configs" / "memory"
     files = sorted(folder.glob("*.yaml"))
