@@ -26,7 +26,7 @@ from captioner.model.decoder import (
     ShowAttendTell,
     ShowTell,
     UpDown,
-)  # fmt: skip
+)
 from captioner.model.lstm import HDetachLSTM, State
 
 Layers: TypeAlias = tuple[Tensor, ...]  # a tensor (n, H) for each layer of the LSTM

@@ -30,7 +30,7 @@ from benchmarks.throughput.baselines import (
     plain_features,
     plain_network,
     tutorial_attend,
-)  # fmt: skip
+)
 from benchmarks.throughput.measure import OURS, Item, ItemMaker, Run
 from benchmarks.throughput.products import CoreSizes, DecoderSizes
 from captioner.config import DecodeConfig, EncoderConfig, ModelConfig, TrainConfig
@@ -102,13 +102,13 @@ def train_step(decoder: str, sizes: DecoderSizes, quick: bool, device: torch.dev
         optimizer = torch.optim.Adam(net.parameters(), 4e-4)
         return _training_step(net, optimizer, lambda: loss(net, features, rows), device)
 
-    count, baselines = _TRAINED[decoder]
+    count, others = _TRAINED[decoder]
     return Item(
         unit="captions",
         units=sizes.images * sizes.captions,
         sides={
             OURS: partial(_our_training, decoder, sizes, batch, device),
-            **{name: partial(plain, *baseline) for name, baseline in baselines.items()},
+            **{name: partial(plain, *other) for name, other in others.items()},
         },
         flops=count(sizes, len(batch.targets), DETACH),
         memory=sizes.cells == 196,
