@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from captioner.checkpoint import Checkpoint, load, load_state
 from captioner.config import Config, EncoderConfig, TrainConfig
+from captioner.data.dataset import CaptionDataset
 from captioner.device import choose_device
 from captioner.errors import ConfigError
 from captioner.model.decoder import Decoder, make_decoder
@@ -31,7 +32,10 @@ from captioner.training.progress import Progress
 from captioner.training.resume import restore
 from captioner.training.self_critical import SelfCritical
 
-OBJECTIVES = {"cross_entropy": CrossEntropy, "self_critical": SelfCritical}
+OBJECTIVES: dict[str, Callable[[CaptionDataset, TrainConfig], Objective]] = {
+    "cross_entropy": CrossEntropy,
+    "self_critical": SelfCritical,
+}
 
 
 @dataclass

@@ -145,6 +145,27 @@ def test_items_computed_ahead_are_the_same_and_an_early_end_stops_the_thread():
     assert len(made) < 10
 
 
+def test_a_frozen_cnn_sees_augmented_images_and_stays_as_it_is(folder):
+    made = config_of(folder, "run", encoder_blocks=0, augment=True, learning_rate=1e-2)
+    run = prepare(made, resume=False)
+    assert run.network.encoder is None
+    assert run.kept.network().encoder is None
+    run.decoder.train()
+    losses, features = [], []
+    for _ in range(10):
+        batches = list(epoch_batches(run))
+        first = next(batch for batch in batches if 0 in batch.examples)
+        features.append(first.features[first.examples.index(0)])
+        losses += [train_step(run, batch)["loss"] for batch in batches]
+        run.progress.next_epoch()
+    assert features[0].shape == run.data.train.stores[0].shape[1:]
+    assert not torch.allclose(features[0], features[1])  # augmented anew in every epoch
+    assert sum(losses[-3:]) < 0.7 * sum(losses[:3])
+    run.data.encode_validation(None)
+    prepared = CaptionDataset(folder / "data", "val").features([0])
+    torch.testing.assert_close(run.data.validation[0].features([0]), prepared, atol=2e-2, rtol=2e-2)
+
+
 def test_the_encoder_learns_with_the_decoder_at_its_own_rate(folder):
     run = prepare(config_of(folder, "run", encoder_rate=1e-3, learning_rate=1e-2), resume=False)
     run.decoder.train()
