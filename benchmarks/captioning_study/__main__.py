@@ -21,7 +21,7 @@ from benchmarks.captioning_study.plan import (
     ingredients_plan,
     read_outcome,
     run_trial,
-)  # fmt: skip
+)
 from benchmarks.captioning_study.report import (
     best_cider,
     plot_curves,
@@ -31,7 +31,7 @@ from benchmarks.captioning_study.report import (
     rows_table,
     write_epochs,
     write_trials,
-)  # fmt: skip
+)
 from benchmarks.reporting import command_line
 from benchmarks.trials import print_machines
 from captioner.cli.parsing import Parser, exit_code, number, picture, positive

@@ -43,30 +43,33 @@ def make_data(
         if (folder / "examples.json").exists():
             return folder
         store, chosen = FeatureStore(source), first_images(source, images, validation)
-        side = math.isqrt(store.cells)
-        if side**2 != store.cells or grid > side:
-            raise ConfigError(f"{source} has {store.cells} cells; no grid of {grid} x {grid} fits")
-        views = store.views if mirror else 1
-        folder.mkdir(exist_ok=True)
-        small = FeatureStore.create(
-            folder,
-            [example.image for example in chosen],
-            (views, grid**2, store.dim),
-            replace(store.encoder, grid=grid),
-        )
-        for start in range(0, len(chosen), _AT_ONCE):
-            rows = [example.row for example in chosen[start : start + _AT_ONCE]]
-            features = torch.from_numpy(store.values[rows, :views]).float()  # (B, views, L, D)
-            cells = features.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
-            pooled = F.adaptive_avg_pool2d(cells, grid).flatten(2).transpose(1, 2)
-            small.write(
-                range(start, start + len(rows)), pooled.unflatten(0, features.shape[:2]).numpy()
-            )
+        _write_features(store, chosen, folder, grid, mirror)
         captions = [text for example in chosen[:images] for text in example.captions]
         Vocabulary.build(captions, min_count=min_count).save(folder / "vocabulary.json")
         examples = [asdict(replace(example, row=row)) for row, example in enumerate(chosen)]
         write_text(folder / "examples.json", json.dumps(examples))  # last: the folder is complete
     return folder
+
+
+def _write_features(
+    store: FeatureStore, chosen: list[Example], folder: Path, grid: int, mirror: bool
+) -> None:
+    """Write the features of examples, averaged; raise ConfigError if the grid does not fit."""
+    side, views = math.isqrt(store.cells), store.views if mirror else 1
+    if side**2 != store.cells or grid > side:
+        raise ConfigError(
+            f"{store.folder} has {store.cells} cells; no grid of {grid} x {grid} fits"
+        )
+    folder.mkdir(exist_ok=True)
+    names, encoder = [example.image for example in chosen], replace(store.encoder, grid=grid)
+    small = FeatureStore.create(folder, names, (views, grid**2, store.dim), encoder)
+    for start in range(0, len(chosen), _AT_ONCE):
+        rows = [example.row for example in chosen[start : start + _AT_ONCE]]
+        features = torch.from_numpy(store.values[rows, :views]).float()  # (B, views, L, D)
+        cells = features.flatten(0, 1).transpose(1, 2).unflatten(2, (side, side))
+        pooled = F.adaptive_avg_pool2d(cells, grid).flatten(2).transpose(1, 2)
+        values = pooled.unflatten(0, features.shape[:2]).numpy()
+        small.write(range(start, start + len(rows)), values)
 
 
 def first_images(source: Path, images: int, validation: int) -> list[Example]:

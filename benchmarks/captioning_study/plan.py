@@ -194,11 +194,14 @@ def base_config(
 
 
 def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """Add the settings that are newer than the trial, at their defaults."""
+    """Add the settings that are newer than the trial, at their defaults; drop removed ones."""
     parts: dict[str, ModelConfig | TrainConfig | DecodeConfig] = {
         "model": ModelConfig(), "train": TrainConfig(), "decode": DecodeConfig(),
     }  # fmt: skip
-    filled = {name: {**asdict(part), **settings[name]} for name, part in parts.items()}
+    filled = {
+        name: {key: settings[name].get(key, default) for key, default in asdict(part).items()}
+        for name, part in parts.items()
+    }
     return {**settings, **filled}
 
 

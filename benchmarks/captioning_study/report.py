@@ -205,7 +205,7 @@ def plot_curves(outcomes: Sequence[Outcome], note: str, path: Path) -> None:
                 axes.fill_between(numbers, low, high, color=line.get_color(), alpha=0.12, lw=0)
             axes.set(title=panel, xlabel="epoch", ylabel="CIDEr of greedy validation captions")
             axes.label_outer()
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.locator_params(axis="x", integer=True)
             axes.legend(fontsize=8)
 
 

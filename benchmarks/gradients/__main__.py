@@ -18,7 +18,7 @@ from benchmarks.gradients.lags import (
     Samples,
     caption_lags,
     singular_values,
-)  # fmt: skip
+)
 from benchmarks.gradients.random_lstms import RandomSettings, add_random
 from benchmarks.gradients.report import (
     Groups,
@@ -27,7 +27,7 @@ from benchmarks.gradients.report import (
     plot_captions,
     plot_random,
     write_rows,
-)  # fmt: skip
+)
 from benchmarks.gradients.training import plot_flow, train_measured
 from benchmarks.reporting import command_line, print_machine, short_note, table
 from captioner.checkpoint import Checkpoint, load

@@ -84,9 +84,11 @@ class Samples:
         figures = torch.cat(self._figures[lag, path], 1)
         norm, _, cosine = figures
         quantiles = figures[:2].quantile(norm.new_tensor(QUANTILES), dim=1).T
-        (low, median, high), ratios = quantiles.tolist()
-        mean = norm.mean().item()
-        return Row(lag, path, len(norm), mean, low, median, high, *ratios, cosine.mean().item())
+        (low, median, high), (low_ratio, ratio, high_ratio) = quantiles.tolist()
+        return Row(
+            lag, path, len(norm), norm.mean().item(), low, median, high,
+            low_ratio, ratio, high_ratio, cosine.mean().item(),
+        )  # fmt: skip
 
 
 def add_parts(samples: Samples, lag: int, everything: Tensor, cell: Tensor) -> None:

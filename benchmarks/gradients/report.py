@@ -117,7 +117,7 @@ def plot_captions(groups: Groups, note: str, path: Path) -> None:
         for axes in (norms, shares, detached):
             axes.set(xlabel="words back")
             axes.legend(fontsize=7)
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.locator_params(axis="x", integer=True)
 
 
 def _detach_colours(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -22,7 +22,7 @@ from benchmarks.memory.report import (
     rows_table,
     write_checks,
     write_trials,
-)  # fmt: skip
+)
 from benchmarks.memory.running import run_trials
 from benchmarks.memory.training import Check, Outcome, read_outcome
 from benchmarks.memory.transfer import transfer, transfer_table

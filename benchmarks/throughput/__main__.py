@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -32,11 +31,11 @@ def _throughput(given: Sequence[str]) -> int:
     _check_outputs(args.json, args.plot)
     names = _chosen(args.only, device)
     judged = device.type == "cpu" and not args.quick
-    with _one_thread():
-        header = print_machine(command_line("benchmarks.throughput", given), device)
-        print("", head(), sep="\n", flush=True)
-        rounds = args.rounds or (2 if args.quick else 5)
-        results, failed = _measure(names, rounds, args.quick, device, judged)
+    torch.set_num_threads(1)
+    header = print_machine(command_line("benchmarks.throughput", given), device)
+    print("", head(), sep="\n", flush=True)
+    rounds = args.rounds or (2 if args.quick else 5)
+    results, failed = _measure(names, rounds, args.quick, device, judged)
     print("", *notes(results, device), sep="\n")
     if args.json:
         document = as_json(results, header, judged=judged)
@@ -90,16 +89,6 @@ def _chosen(only: list[str] | None, device: torch.device) -> list[str]:
                     "checkout, or omit the item with --only"
                 )
     return chosen
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _parser() -> Parser:

@@ -30,7 +30,7 @@ from benchmarks.throughput.baselines import (
     plain_features,
     plain_network,
     tutorial_attend,
-)  # fmt: skip
+)
 from benchmarks.throughput.measure import OURS, Item, ItemMaker, Run
 from benchmarks.throughput.products import CoreSizes, DecoderSizes
 from captioner.config import DecodeConfig, EncoderConfig, ModelConfig, TrainConfig
@@ -91,74 +91,65 @@ def core(sizes: CoreSizes, quick: bool, device: torch.device) -> Item:
     )
 
 
-def train_attend(sizes: DecoderSizes, quick: bool, device: torch.device) -> Item:
-    """Measure one training step of ShowAttendTell."""
+def train_step(decoder: str, sizes: DecoderSizes, quick: bool, device: torch.device) -> Item:
+    """Measure one training step of a decoder."""
     sizes = QUICK if quick else sizes
     batch = _batch(sizes)
 
-    def side(loss: Callable[[AttendNet, Tensor, Rows], Tensor], cell: Any = nn.LSTMCell) -> Run:
-        net = AttendNet(sizes.dim, sizes.vocabulary, sizes.hidden, cell).to(device)
+    def plain(loss: Callable[[Any, Tensor, Rows], Tensor], kind: Any, cell: Any) -> Run:
+        net = kind(sizes.dim, sizes.vocabulary, sizes.hidden, cell).to(device)
         features, rows = batch.features.to(device), Rows(batch, device)
-        return _plain_training(net, lambda: loss(net, features, rows), device)
+        optimizer = torch.optim.Adam(net.parameters(), 4e-4)
+        return _training_step(net, optimizer, lambda: loss(net, features, rows), device)
 
-    def authors(net: AttendNet, features: Tensor, rows: Rows) -> Tensor:
-        return padded_loss(*authors_attend(net, features, rows, DETACH), rows)
-
-    def tutorial(hoist: bool, net: AttendNet, features: Tensor, rows: Rows) -> Tensor:
-        return packed_loss(*tutorial_attend(net, features, rows, hoist=hoist), rows)
-
+    count, others = _TRAINED[decoder]
     return Item(
         unit="captions",
         units=sizes.images * sizes.captions,
         sides={
-            OURS: partial(_our_training, "show_attend_tell", sizes, batch, device),
-            AUTHORS: partial(side, authors, TwoProductCell),
-            "tutorial": partial(side, partial(tutorial, False)),
-            "tutorial, keys hoisted": partial(side, partial(tutorial, True)),
+            OURS: partial(_our_training, decoder, sizes, batch, device),
+            **{name: partial(plain, *other) for name, other in others.items()},
         },
-        flops=products.train_show_attend_tell(sizes, len(batch.targets), DETACH),
+        flops=count(sizes, len(batch.targets), DETACH),
         memory=sizes.cells == 196,
     )
 
 
-def train_show_tell(sizes: DecoderSizes, quick: bool, device: torch.device) -> Item:
-    """Measure one training step of ShowTell."""
-    sizes = QUICK if quick else sizes
-    batch = _batch(sizes)
+def _authors_attend(net: AttendNet, features: Tensor, rows: Rows) -> Tensor:
+    return padded_loss(*authors_attend(net, features, rows, DETACH), rows)
 
-    def side(loss: Callable[[ShowTellNet, Tensor, Rows], Tensor], recurrent: Any) -> Run:
-        net = ShowTellNet(sizes.dim, sizes.vocabulary, sizes.hidden, recurrent).to(device)
-        features, rows = batch.features.to(device), Rows(batch, device)
-        return _plain_training(net, lambda: loss(net, features, rows), device)
 
-    def authors(net: ShowTellNet, features: Tensor, rows: Rows) -> Tensor:
-        return padded_loss(authors_show_tell(net, features, rows, DETACH), None, rows)
+def _tutorial_attend(hoist: bool, net: AttendNet, features: Tensor, rows: Rows) -> Tensor:
+    return packed_loss(*tutorial_attend(net, features, rows, hoist=hoist), rows)
 
-    def packed(net: ShowTellNet, features: Tensor, rows: Rows) -> Tensor:
-        return packed_loss(packed_show_tell(net, features, rows), None, rows)
 
-    return Item(
-        unit="captions",
-        units=sizes.images * sizes.captions,
-        sides={
-            OURS: partial(_our_training, "show_tell", sizes, batch, device),
-            AUTHORS: partial(side, authors, TwoProductCell),
-            "packed nn.LSTM": partial(side, packed, partial(nn.LSTM, batch_first=True)),
+def _authors_show_tell(net: ShowTellNet, features: Tensor, rows: Rows) -> Tensor:
+    return padded_loss(authors_show_tell(net, features, rows, DETACH), None, rows)
+
+
+def _packed_show_tell(net: ShowTellNet, features: Tensor, rows: Rows) -> Tensor:
+    return packed_loss(packed_show_tell(net, features, rows), None, rows)
+
+
+# The count of the products; loss, network and cell of each baseline.
+_TRAINED: dict[str, tuple[Callable[..., float], dict[str, tuple[Any, Any, Any]]]] = {
+    "show_attend_tell": (
+        products.train_show_attend_tell,
+        {
+            AUTHORS: (_authors_attend, AttendNet, TwoProductCell),
+            "tutorial": (partial(_tutorial_attend, False), AttendNet, nn.LSTMCell),
+            "tutorial, keys hoisted": (partial(_tutorial_attend, True), AttendNet, nn.LSTMCell),
         },
-        flops=products.train_show_tell(sizes, len(batch.targets), DETACH),
-    )
-
-
-def train_adaptive(sizes: DecoderSizes, quick: bool, device: torch.device) -> Item:
-    """Measure one training step of the decoder with adaptive attention."""
-    sizes = QUICK if quick else sizes
-    batch = _batch(sizes)
-    return Item(
-        unit="captions",
-        units=sizes.images * sizes.captions,
-        sides={OURS: partial(_our_training, "adaptive", sizes, batch, device)},
-        flops=products.train_adaptive(sizes, len(batch.targets), DETACH),
-    )
+    ),
+    "show_tell": (
+        products.train_show_tell,
+        {
+            AUTHORS: (_authors_show_tell, ShowTellNet, TwoProductCell),
+            "packed nn.LSTM": (_packed_show_tell, ShowTellNet, partial(nn.LSTM, batch_first=True)),
+        },
+    ),
+    "adaptive": (products.train_adaptive, {}),
+}
 
 
 def find_captions(beams: int, sizes: DecoderSizes, quick: bool, device: torch.device) -> Item:
@@ -254,10 +245,10 @@ ITEMS: dict[str, ItemMaker] = {
     "core-copying": partial(core, CoreSizes(320, 100, 1, 128, False)),
     "core-mnist": partial(core, CoreSizes(784, 100, 1, 100, False)),
     "core-captioning": partial(core, CoreSizes(16, 80, 512, 512, True)),
-    "train-attend-7x7": partial(train_attend, _GRID7),
-    "train-attend-14x14": partial(train_attend, _GRID14),
-    "train-showtell": partial(train_show_tell, _POOLED),
-    "train-adaptive": partial(train_adaptive, _GRID7),
+    "train-attend-7x7": partial(train_step, "show_attend_tell", _GRID7),
+    "train-attend-14x14": partial(train_step, "show_attend_tell", _GRID14),
+    "train-showtell": partial(train_step, "show_tell", _POOLED),
+    "train-adaptive": partial(train_step, "adaptive", _GRID7),
     "beam-5": partial(find_captions, 5, _GRID14),
     "greedy": partial(find_captions, 1, _GRID14),
     "encoder-lite2": partial(encode, "efficientnet_lite2"),
@@ -279,10 +270,6 @@ def _our_training(decoder: Any, sizes: DecoderSizes, batch: Batch, device: torch
         return caption_loss(prediction, batch.targets, batch.captions.batch_sizes, TrainConfig())[0]
 
     return _training_step(net, make_optimizer(TrainConfig(), net), loss, device)
-
-
-def _plain_training(net: nn.Module, loss: Callable[[], Tensor], device: torch.device) -> Run:
-    return _training_step(net, torch.optim.Adam(net.parameters(), 4e-4), loss, device)
 
 
 def _training_step(

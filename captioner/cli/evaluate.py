@@ -55,9 +55,9 @@ def run(options: Namespace) -> int:
     """Caption and score a split, print the scores and write the files that were asked for."""
     _check(options)
 
+    from captioner.checkpoint import load_members
     from captioner.evaluate import evaluate
     from captioner.metrics.significance import intervals
-    from captioner.model.ensemble import load_members
 
     started = time.monotonic()
     report = writable(options.report)

@@ -11,6 +11,7 @@ from torch import Tensor
 from captioner.config import TrainConfig
 from captioner.data.dataset import Batch, CaptionDataset
 from captioner.model import Decoder
+from captioner.model.decoder import Prediction
 from captioner.training.loss import caption_loss
 
 

@@ -39,12 +39,8 @@ from captioner.data.dataset import CaptionDataset
 from captioner.data.feature_store import FeatureStore
 from captioner.errors import ConfigError
 
-MACHINE = {
-    "date": "2026-01-01 00:00 UTC",
-    "processor": "",
-    "torch": "",
-    "threads": "",
-    "allocator": "",
+MACHINE = dict.fromkeys(("processor", "torch", "threads", "allocator"), "") | {
+    "date": "2026-01-01 00:00 UTC"
 }
 NAMES = [name for name, _, _ in INGREDIENTS] + [FINE_GRID, "other_encoder"]
 
@@ -245,12 +241,7 @@ def test_differences_of_several_panels_are_paired_within_each_of_them():
 
 def test_a_loss_that_ends_higher_than_it_began_is_a_divergence(tmp_path):
     trial = Trial("f", "a", "p = 0", "p = 0", make_config("data", tmp_path))
-    note = {
-        "settings": trial.settings,
-        "diverged": "",
-        "cpu_seconds": 1.0,
-        "machine": MACHINE,
-    }
+    note = {"settings": trial.settings, "diverged": "", "cpu_seconds": 1.0, "machine": MACHINE}
     (tmp_path / "trial.json").write_text(json.dumps(note))
     for last, diverged in ((2.9, False), (3.1, True), (math.nan, True)):
         entries = outcome("p = 0", 1, [0.1, 0.1], losses=[3.0, last]).entries
@@ -258,13 +249,14 @@ def test_a_loss_that_ends_higher_than_it_began_is_a_divergence(tmp_path):
         assert bool(read_outcome(trial).diverged) == diverged
 
 
-def test_a_trial_older_than_a_setting_has_its_default(tmp_path):
+def test_a_trial_older_than_a_setting_has_its_default_and_a_removed_setting_is_ignored(tmp_path):
     trial = Trial("f", "a", "p = 0", "p = 0", make_config("data", tmp_path))
     note = {"settings": trial.settings, "diverged": "", "cpu_seconds": 1.0}
     (tmp_path / "log.jsonl").write_text(json.dumps(outcome("p = 0", 1, [0.1]).entries[0]))
     for missing, value, accepted in (("average", 0.0, True), ("clip", 9.0, False)):
         settings = json.loads(json.dumps(note["settings"]))
         del settings["train"][missing]
+        settings["train"]["removed_since"] = 0
         now = replace(trial.config, train=replace(trial.config.train, **{missing: value}))
         text = json.dumps({**note, "settings": settings, "machine": MACHINE})
         (tmp_path / "trial.json").write_text(text)

@@ -41,7 +41,7 @@ DETACH = ["detach", "--data", "x", "--out", "x"]
         (gradients, ["random", "--data", "x"], "--data"),
         (gradients, ["random", "--plot", "x.txt"], "--plot"),
         (gradients, ["random", "--csv", "x.txt"], "'x.txt' is not a .csv file"),
-        (gradients, ["train", "--every=0"], "every is 0; it must be >= 1"),
+        (gradients, ["train", "--data=x", "--out=y", "--every=0"], "every is 0; it must be >= 1"),
         (throughput, ["--only", "core-nothing"], "core-nothing"),
         (throughput, ["--rounds", "0"], "--rounds"),
         (throughput, ["--json", "/no/such/folder/f.json"], "/no/such/folder"),
