@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from captioner.errors import DataError
+from captioner.files import read_text, replacing
 
 STEPS_BETWEEN_LINES = 20
 
@@ -76,10 +76,7 @@ class Journal:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Entries of a run's log, in order; raises DataError if there is none."""
-    try:
-        lines = (folder / "log.jsonl").read_text("utf-8").splitlines()
-    except OSError:
-        raise DataError(f"no log.jsonl in {folder}") from None
+    lines = read_text(folder / "log.jsonl", missing=f"no log.jsonl in {folder}").splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -108,7 +105,6 @@ def plot_curves(folder: Path) -> Path:
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     path = folder / "curves.png"
-    partial = folder / "curves.part.png"
-    figure.savefig(partial, dpi=110)
-    partial.replace(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
     return path
