@@ -283,12 +283,12 @@ class Config:
 
     @property
     def folders(self) -> list[str]:
-        """The data folders."""
+        """Return the data folders."""
         return [self.data] if isinstance(self.data, str) else list(self.data)
 
     @property
     def image_folders(self) -> list[str]:
-        """The folders of images, one for each data folder."""
+        """Return the image folders, one per data folder."""
         return [self.images] if isinstance(self.images, str) else list(self.images)
 
 

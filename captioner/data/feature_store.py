@@ -102,20 +102,7 @@ class FeatureStore:
         """
         header = {"shape": list(shape), "encoder": asdict(encoder), "keys": list(keys)}
         if (folder / "features.json").exists():
-            old = _read_header(folder)
-            others = old["keys"] != header["keys"]
-            if sources is not None:
-                others = set(old["keys"]).isdisjoint(keys)
-            if others or any(old[name] != header[name] for name in ("shape", "encoder")):
-                raise DataError(
-                    f"{folder}: it holds features of other images or with other encoder settings; "
-                    "give another --out or remove the folder"
-                )
-            if sources is not None:
-                try:
-                    _Change(folder, old, keys, sources).make(before_change)
-                except OSError as error:
-                    raise _unwritable(folder, error) from None
+            _adapt(folder, header, sources, before_change)
             store = cls(folder, "r+")
             _check_space(folder, len(store.pending()) * store._row_bytes)
             return store
@@ -158,6 +145,30 @@ class FeatureStore:
     def mark_unreadable(self, row: int) -> None:
         """Mark the row of an image that cannot be read."""
         self.state[row] = UNREADABLE
+
+
+def _adapt(
+    folder: Path,
+    header: dict[str, Any],
+    sources: Mapping[str, Source | None] | None,
+    before_change: Callable[[], object],
+) -> None:
+    """Change the store in a folder into one with the header's keys; raises DataError if it cannot.
+
+    Without `sources` only check that it has these keys.
+    """
+    old, keys = _read_header(folder), header["keys"]
+    others = old["keys"] != keys if sources is None else set(old["keys"]).isdisjoint(keys)
+    if others or any(old[name] != header[name] for name in ("shape", "encoder")):
+        raise DataError(
+            f"{folder}: it holds features of other images or with other encoder settings; "
+            "give another --out or remove the folder"
+        )
+    if sources is not None:
+        try:
+            _Change(folder, old, keys, sources).make(before_change)
+        except OSError as error:
+            raise _unwritable(folder, error) from None
 
 
 class _Change:

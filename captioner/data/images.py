@@ -103,24 +103,26 @@ def open_image(source: ImageSource) -> Image.Image:
                 return _to_rgb(image, name)
     except DataError:
         raise
-    except FileNotFoundError:
-        hint = "; it is a URL: download the image and give its file" if "://" in name else ""
-        raise DataError(f"no image at {name}{hint}") from None
-    except IsADirectoryError:
-        raise DataError(f"{name}: it is a folder; give an image file") from None
-    except PermissionError:
-        raise DataError(f"{name}: permission denied; make it readable") from None
-    except Image.DecompressionBombError:
-        raise DataError(_too_large(name)) from None
-    except UnidentifiedImageError:
-        raise DataError(
-            f"{name}: it is not an image in a known format; give a JPEG, PNG or WebP file"
-        ) from None
     except Exception as error:
         # Pillow's decoders raise almost anything for damaged files: OSError, SyntaxError,
         # ValueError, struct.error, RuntimeError ...
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{name}: it cannot be read: {reason}") from error
+        raise DataError(_reason(error, name)) from error
+
+
+def _reason(error: Exception, name: str) -> str:
+    """Return why an image cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        hint = "; it is a URL: download the image and give its file" if "://" in name else ""
+        return f"no image at {name}{hint}"
+    if isinstance(error, IsADirectoryError):
+        return f"{name}: it is a folder; give an image file"
+    if isinstance(error, PermissionError):
+        return f"{name}: permission denied; make it readable"
+    if isinstance(error, Image.DecompressionBombError):
+        return _too_large(name)
+    if isinstance(error, UnidentifiedImageError):
+        return f"{name}: it is not an image in a known format; give a JPEG, PNG or WebP file"
+    return f"{name}: it cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def _name(source: Any) -> str:

@@ -90,7 +90,7 @@ def test_joined_words_have_spaces_only_where_their_script_has_them():
         ("Donaudampfschifffahrtsgesellschaft", False),
     ],
 )
-def test_captions_without_spaces_between_words_are_told(caption, lacking):
+def test_captions_without_spaces_between_words_are_recognised(caption, lacking):
     assert lacks_spaces([caption] * 3) == lacking
     assert not lacks_spaces([characters(caption)] * 3)
 
@@ -160,7 +160,7 @@ def test_a_vocabulary_that_is_not_text_is_refused(tmp_path):
         Vocabulary.load(path)
 
 
-def test_words_that_need_another_are_known_by_their_ids(vocabulary: Vocabulary) -> None:
+def test_words_that_need_another_are_found_by_id(vocabulary: Vocabulary) -> None:
     assert vocabulary.decode(vocabulary.bad_endings()) == ["a"]
     words = Vocabulary([*SPECIAL, "on", "dog", "with", "the"])
     assert words.decode(words.bad_endings()) == ["the", "with"]

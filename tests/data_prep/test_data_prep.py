@@ -374,7 +374,7 @@ def test_a_hidden_test_set_is_prepared_with_the_vocabulary_of_a_checkpoint_and_e
         assert file.metadata()["weights"] == trained.weights
 
 
-def test_weights_that_were_stored_in_half_precision_are_kept_so(tmp_path, records):
+def test_weights_that_are_exact_in_half_precision_are_stored_in_it(tmp_path, records):
     import torch
     from safetensors.torch import load_file
 

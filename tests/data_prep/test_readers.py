@@ -209,7 +209,7 @@ def test_the_real_coco_images_are_read(shared_data, images):
     ],
     ids=["header", "bom", "bare", "swapped", "flickr", "tab", "flickr30k", "jsonl", "jsonl-split"],
 )  # fmt: skip
-def test_each_way_to_write_a_captions_file_gives_the_same_records(tmp_path, text):
+def test_each_format_of_a_captions_file_gives_the_same_records(tmp_path, text):
     path = tmp_path / "captions.txt"
     path.write_bytes(text.encode())
     first, second = captions_file.read(path, tmp_path)
@@ -386,7 +386,7 @@ def test_the_split_of_an_image_in_a_coco_file_is_used(tmp_path, paint):
 
 
 @pytest.mark.parametrize("cell", ["nan", "NaN", "NULL", "None", "N/A", "  "])
-def test_a_cell_that_stands_for_no_text_is_not_a_caption(tmp_path, cell, caplog):
+def test_a_cell_that_means_missing_text_is_not_a_caption(tmp_path, cell, caplog):
     path = write(tmp_path / "c.csv", f"image,caption\na.jpg,A dog\na.jpg,{cell}\n")
     (record,) = captions_file.read(path, tmp_path)
     assert record.captions == ("A dog",)

@@ -35,7 +35,7 @@ def random_features(rows: int) -> np.ndarray:
     return np.random.default_rng(rows).normal(size=(rows, *SHAPE)).astype(np.float16)
 
 
-def test_what_is_written_is_read_back_by_another_store(tmp_path):
+def test_written_features_are_read_back_by_another_store(tmp_path):
     features = random_features(2)
     create(tmp_path).write([2, 0], features)
     store = FeatureStore(tmp_path)
@@ -46,7 +46,7 @@ def test_what_is_written_is_read_back_by_another_store(tmp_path):
     assert list(store.state) == [DONE, PENDING, DONE, PENDING]
 
 
-def test_the_writing_store_sees_its_own_values(tmp_path):
+def test_the_writing_store_reads_its_own_values(tmp_path):
     store, features = create(tmp_path), random_features(1)
     store.write([3], features)
     np.testing.assert_array_equal(store.values[3], features[0])
@@ -69,7 +69,7 @@ def test_a_store_opened_again_resumes_with_the_rows_that_have_no_features(tmp_pa
     np.testing.assert_array_equal(again.values[1], random_features(1)[0])
 
 
-def test_a_new_store_takes_no_space_for_what_is_not_written(tmp_path):
+def test_a_new_store_takes_no_space_for_pending_rows(tmp_path):
     create(tmp_path, shape=(1, 1000, 1000))
     assert (tmp_path / "features.f16").stat().st_blocks * 512 < 100_000
 
@@ -192,13 +192,13 @@ def test_a_change_that_is_interrupted_never_leaves_features_of_another_file(
 def test_nothing_is_written_where_nothing_has_changed(tmp_path):
     finished(tmp_path, BEFORE)
     stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    told: list[bool] = []
+    calls: list[bool] = []
     sources = {key: source(content) for key, content in BEFORE.items()}
     store = create(tmp_path, keys=list(BEFORE), sources=sources)
     assert store.pending() == []
     sources["a"] = source("2")
-    create(tmp_path, keys=list(BEFORE), sources=sources, before_change=lambda: told.append(True))
-    assert told == [True]
+    create(tmp_path, keys=list(BEFORE), sources=sources, before_change=lambda: calls.append(True))
+    assert calls == [True]
     del stamps["features.state"], stamps["features.sources.json"]
     assert all((tmp_path / name).stat().st_mtime_ns == stamp for name, stamp in stamps.items())
 
