@@ -84,8 +84,8 @@ class TrainConfig:
         objective: cross_entropy learns the reference captions; self_critical samples captions and
             reinforces those that beat the baseline in CIDEr-D, and needs a trained decoder.
         start: checkpoint whose weights are the initial ones; empty is random weights.
-        keep_start: share of the initial weights in the weights that are validated and kept; their
-            mean is often better than either.
+        keep_start: share of the initial weights in the mean of initial and trained weights that is
+            validated and kept; the mean is often better than either.
         sharpen: factor on the output logits of `start`. 2 makes samples of a decoder trained with
             label smoothing nearly as good as its searched captions.
         samples: captions sampled per image (self_critical).
@@ -97,8 +97,9 @@ class TrainConfig:
         captions_per_image: maximum number of captions of an image in a batch; 0 is all.
         equal_images: repeat captions of images with fewer than captions_per_image, so that every
             image has the same weight; otherwise every caption has.
-        data_weights: relative frequency of the images of each data folder; empty is once an epoch.
-        min_count: with several data folders, words with fewer occurrences are unknown.
+        data_weights: relative frequency of the images of each data folder; if empty, every image
+            occurs once an epoch.
+        min_count: words with fewer occurrences are unknown (several data folders).
         max_words: maximum length of a training caption; longer ones are cut.
         mirror: use mirrored features half of the time, if the data has them.
         optimizer: adam or adamw.
