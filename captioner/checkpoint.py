@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,12 +12,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from captioner.config import DecodeConfig, EncoderConfig, ModelConfig, from_dict
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError, ConfigError, DataError
+from captioner.files import read_json, replacing, write_json, write_tensors, write_text
 from captioner.model import Decoder, ShowTell, make_decoder
 from captioner.model.ensemble import Ensemble
 
@@ -59,7 +59,7 @@ def save(checkpoint: Checkpoint, folder: Path, *, half: bool = False, card: str 
         partial.mkdir(parents=True)
         _write(checkpoint, partial, half)
         if card:
-            (partial / "README.md").write_text(card, "utf-8")
+            write_text(partial / "README.md", card)
         if folder.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             folder.rename(replaced)
@@ -70,17 +70,16 @@ def save(checkpoint: Checkpoint, folder: Path, *, half: bool = False, card: str 
                 replaced.rename(folder)
             raise
         shutil.rmtree(replaced, ignore_errors=True)
-    except OSError as error:
-        raise CheckpointError(f"cannot write the checkpoint {folder}: {error.strerror}") from None
+    except (OSError, DataError) as error:
+        reason = getattr(error, "strerror", error)
+        raise CheckpointError(f"cannot write the checkpoint {folder}: {reason}") from None
 
 
 def _write(checkpoint: Checkpoint, folder: Path, half: bool) -> None:
     stored = dict(checkpoint.decoder.state_dict())
     for name, value in (checkpoint.encoder_state or {}).items():
         stored[_ENCODER + name] = value
-    weights = {
-        name: (value.half() if half else value).cpu().contiguous() for name, value in stored.items()
-    }
+    weights = {name: value.half() if half else value for name, value in stored.items()}
     settings = {
         "format": FORMAT,
         "encoder": asdict(checkpoint.encoder),
@@ -90,9 +89,8 @@ def _write(checkpoint: Checkpoint, folder: Path, half: bool) -> None:
         "grid": checkpoint.grid,
         "trained": dict(checkpoint.trained),
     }
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    (folder / "model.safetensors").chmod(0o644)  # safetensors lets its owner alone read it
-    (folder / _SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", "utf-8")
+    write_tensors(folder / "model.safetensors", weights)
+    write_json(folder / _SETTINGS, settings)
     checkpoint.vocabulary.save(folder / "vocabulary.json")
 
 
@@ -263,10 +261,7 @@ def _nearest_folder(folder: Path) -> str | None:
 
 def _read_settings(folder: Path) -> dict[str, Any]:
     path = folder / _SETTINGS
-    try:
-        settings = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}; copy it again") from None
+    settings = read_json(path, error=CheckpointError)
     if not isinstance(settings, dict) or "format" not in settings:
         raise CheckpointError(
             f"{path} does not hold the settings of a captioner checkpoint; give another folder"
@@ -281,11 +276,9 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 def save_state(state: Mapping[str, Any], path: Path) -> None:
     """Write training state atomically: if interrupted, the old file stays."""
-    partial = path.with_name(path.name + ".part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(dict(state), partial)
-        partial.replace(path)
+        with replacing(path) as partial:
+            torch.save(dict(state), partial)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"cannot write the training state {path}: {error}") from None
 

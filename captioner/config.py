@@ -1,4 +1,4 @@
-"""Every setting there is, as frozen dataclasses with the defaults in one place."""
+"""All settings with their defaults, as frozen dataclasses."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ Settings = TypeVar("Settings")
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The pretrained CNN and how a picture enters it; fixed when features are made.
+    """The pretrained CNN and its input; fixed when the features are made.
 
     Args:
         name: efficientnet_lite0/1/2, or a torchvision network such as resnet101.
-        weights: "default", "none" (random), a name of torchvision's enum, or a weights file.
-        resize: "squash" changes the shape to a square; "crop" keeps it and cuts the middle.
-        image_size: side of the square in pixels; 0 takes the size the network was trained at.
-        grid: cells along each side of the feature grid; 0 takes the network's own.
+        weights: "default", "none" (random), a torchvision name, or a weights file.
+        resize: squash an image to a square, or crop it to its central square.
+        image_size: side of the square in pixels; 0 is the size the CNN was trained with.
+        grid: cells along each side of the feature grid; 0 is the CNN's own.
     """
 
     name: str = "efficientnet_lite2"
@@ -47,20 +47,20 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the decoder.
+    """The architecture of the decoder.
 
     Args:
         decoder: show_tell (no attention), show_attend_tell (soft attention), adaptive (attention
-            that may look away from the image) or up_down (two LSTMs, one for the attention).
-        embed_dim: size E of a word embedding.
-        hidden_dim: size H of the LSTM.
-        attention_dim: size A of the attention space.
-        feature_dim: project features to this size first; 0 uses them as they are
+            with a sentinel) or up_down (two LSTMs, one for the attention).
+        embed_dim: size E of the word embeddings.
+        hidden_dim: size H of the LSTM's hidden state.
+        attention_dim: size A of the attention layer.
+        feature_dim: size to which the features are projected first; 0 is no projection
             (show_attend_tell).
-        num_layers: stacked LSTM layers (show_tell).
-        attributes: how many of the most frequent words a detector looks for in the image, for the
-            decoder to know; 0 is none (show_attend_tell, up_down).
-        dropout: on the features, the embeddings and the output layer.
+        num_layers: number of stacked LSTM layers (show_tell).
+        attributes: number of frequent words that an attribute detector predicts from the image as
+            input of the decoder; 0 is no detector (show_attend_tell, up_down).
+        dropout: dropout of the features, the embeddings and the output layer.
     """
 
     decoder: Literal["show_tell", "show_attend_tell", "adaptive", "up_down"] = "show_attend_tell"
@@ -78,69 +78,75 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a decoder is trained.
+    """The training of a decoder.
 
     Args:
-        objective: cross_entropy learns the written captions; self_critical draws captions and
-            learns those that score better than usual (CIDEr-D), from a decoder trained before.
-        start: checkpoint whose weights training starts from; none if empty.
-        sharpen: factor on the logits of `start`. Label smoothing leaves a decoder that draws far
-            worse captions than it finds; 2 brings its draws near them, and learning from there.
-        keep_start: share of the weights of `start` in those that are validated and kept, the rest
-            being the trained ones. The mean of two is often better than either.
-        samples: captions drawn of each picture (self_critical).
-        reward_bleu: weight of BLEU-4 beside CIDEr-D in what a drawn caption is worth.
-        baseline: what is usual: the mean of a picture's other draws, or its greedy caption.
-        epochs: passes over the training captions.
-        batch_images: pictures in a batch, each with all its captions.
-        captions_per_image: at most this many captions of a picture a batch; 0 takes all.
-        equal_images: repeat the captions of an image that has fewer than captions_per_image, so
-            that every image counts the same; otherwise every caption does.
-        data_weights: how often images of each data folder are seen, relative to each other;
-            empty sees each image once an epoch.
-        min_count: with several data folders, words seen less often in all of them are unknown.
-        max_words: longer captions are cut.
+        objective: cross_entropy learns the reference captions; self_critical samples captions and
+            reinforces those that beat the baseline in CIDEr-D, and needs a trained decoder.
+        start: checkpoint whose weights are the initial ones; empty is random weights.
+        keep_start: share of the initial weights in the mean of initial and trained weights that is
+            validated and kept; the mean is often better than either.
+        sharpen: factor on the output logits of `start`. 2 makes samples of a decoder trained with
+            label smoothing nearly as good as its searched captions.
+        samples: captions sampled per image (self_critical).
+        reward_bleu: weight of BLEU-4 beside CIDEr-D in the reward (self_critical).
+        baseline: baseline of the reward: the mean of the image's other samples, or its greedy
+            caption (self_critical).
+        epochs: passes over the training images.
+        batch_images: images in a batch, each with its captions.
+        captions_per_image: maximum number of captions of an image in a batch; 0 is all.
+        equal_images: repeat captions of images with fewer than captions_per_image, so that every
+            image has the same weight; otherwise every caption has.
+        data_weights: relative frequency of the images of each data folder; if empty, every image
+            occurs once an epoch.
+        min_count: words with fewer occurrences are unknown (several data folders).
+        max_words: maximum length of a training caption; longer ones are cut.
+        mirror: use mirrored features half of the time, if the data has them.
         optimizer: adam or adamw.
-        learning_rate: the highest rate.
-        weight_decay: of the optimizer.
-        warmup_steps: steps of linear rise to the learning rate.
-        schedule: constant, cosine (to zero over all epochs) or plateau (on validation CIDEr).
-        plateau_factor: factor on the rate when CIDEr stands still (plateau).
-        plateau_patience: epochs without a better CIDEr before that (plateau).
-        clip: bound on the gradient, 0 for none.
-        clip_by: norm (of all gradients together) or value (of each element).
-        detach_prob: probability of BLOCKING the gradient through h at a time step (h-detach).
-        detach_attention: also block it on the path h -> attention -> context -> LSTM.
-        detach_anneal: share of training, at its end, in which nothing is blocked.
-        label_smoothing: share of the target spread over all words.
-        scheduled_sampling: probability at the end of training of feeding the model's own word.
-        attention_penalty: weight of the doubly stochastic penalty (show_attend_tell, up_down).
+        learning_rate: maximum learning rate of the decoder.
+        weight_decay: weight decay of the optimizer.
+        warmup_steps: steps of linear warm-up to the learning rate.
+        schedule: learning rate schedule: constant, cosine (to zero after all epochs) or plateau (on
+            validation CIDEr).
+        plateau_factor: factor on the learning rate at a plateau.
+        plateau_patience: epochs without a better CIDEr before a plateau.
+        clip: maximum of the gradient; 0 is no clipping.
+        clip_by: clip the norm of all gradients together, or the value of each element.
+        detach_prob: probability of blocking the gradient through h at a time step (h-detach).
+        detach_attention: also block the path h -> attention -> context -> LSTM (h-detach).
+        detach_anneal: share of training, at its end, in which nothing is blocked (h-detach).
+        label_smoothing: share of the target probability that is spread over all words.
+        scheduled_sampling: probability, at the end of training, of an input word that the decoder
+            predicted itself.
+        attention_penalty: weight of the doubly stochastic attention loss (show_attend_tell,
+            up_down).
         attribute_weight: weight of the attribute detector's loss (model.attributes).
-        mirror: use the mirrored features, if the data has them, half of the time.
-        average: decay of the running average of the weights that is validated and kept; 0 is off.
-        augment: make the features anew at every step from augmented images in `images`, also where
-            the CNN is frozen.
-        encoder_blocks: last blocks of the CNN that learn, too, from the photographs in `images`;
-            0 keeps it frozen and takes the prepared features. Batch statistics never change.
-        encoder_rate: the highest learning rate of those blocks.
-        precision: float32, or bfloat16 for mixed precision (GPU).
-        seed: of weights, order, dropout and detach draws.
-        eval_beam_size: beam for the validation captions; 1 is greedy.
-        eval_images: validation pictures captioned each epoch; 0 takes all.
-        eval_epochs: epochs between validations; the last one is always followed by one.
+        average: decay of the running average of the weights, which is validated and kept; 0 is no
+            average.
+        augment: compute the features at every step from augmented images, read from `images`.
+        encoder_blocks: last blocks of the CNN to fine-tune on the images in `images`; 0 is a frozen
+            CNN and stored features. Batch statistics stay frozen.
+        encoder_rate: maximum learning rate of the CNN.
+        eval_beam_size: beam size of the validation captions; 1 is greedy.
+        eval_images: validation images captioned at each validation; 0 is all.
+        eval_epochs: epochs between validations; the last epoch is always validated.
         patience: epochs without a better validation CIDEr before training stops; 0 never stops.
-        save_steps: steps between saves of the training state inside an epoch.
-        device: auto, cpu, cuda, cuda:1, mps ...
-        threads: CPU threads; 0 leaves torch's choice.
+        save_steps: steps between saves of the training state within an epoch.
+        device: auto, cpu, cuda, cuda:1, mps or another torch device.
+        precision: float32, or bfloat16 for mixed precision (GPU).
+        threads: number of CPU threads; 0 is torch's default.
+        seed: random seed of weights, order, dropout and h-detach.
     """
 
+    # Objective
     objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"
     start: str = ""
-    sharpen: Positive = 1.0
     keep_start: Share = 0.0
+    sharpen: Positive = 1.0
     samples: Annotated[int, Interval(ge=2)] = 5
     reward_bleu: Amount = 0.0
     baseline: Literal["mean", "greedy"] = "mean"
+    # Data
     epochs: AtLeastOne = 30
     batch_images: AtLeastOne = 16
     captions_per_image: NotNegative = 5
@@ -148,6 +154,8 @@ class TrainConfig:
     data_weights: list[float] = field(default_factory=list)
     min_count: AtLeastOne = 5
     max_words: AtLeastOne = 20
+    mirror: bool = True
+    # Optimizer
     optimizer: Literal["adam", "adamw"] = "adam"
     learning_rate: Positive = 4e-4
     weight_decay: Amount = 0.0
@@ -157,55 +165,59 @@ class TrainConfig:
     plateau_patience: NotNegative = 2
     clip: Amount = 5.0
     clip_by: Literal["norm", "value"] = "norm"
+    # h-detach
     detach_prob: Probability = 0.25
     detach_attention: bool = False
     detach_anneal: Probability = 0.0
+    # Loss and regularization
     label_smoothing: Share = 0.0
     scheduled_sampling: Probability = 0.0
     attention_penalty: Amount = 1.0
     attribute_weight: Amount = 0.02
-    mirror: bool = True
     average: Share = 0.0
+    # Encoder
     augment: bool = False
     encoder_blocks: NotNegative = 0
     encoder_rate: Positive = 1e-4
-    precision: Literal["float32", "bfloat16"] = "float32"
-    seed: int = 1
+    # Validation, saves and log
     eval_beam_size: AtLeastOne = 1
     eval_images: NotNegative = 0
     eval_epochs: AtLeastOne = 1
     patience: NotNegative = 0
     save_steps: AtLeastOne = 500
+    # Computation
     device: str = "auto"
+    precision: Literal["float32", "bfloat16"] = "float32"
     threads: NotNegative = 0
+    seed: int = 1
 
     def __post_init__(self) -> None:
         _check(self)
         if self.keep_start and not self.start:
-            raise ConfigError(f"keep_start is {self.keep_start}, but there is no start to keep")
+            raise ConfigError(f"keep_start is {self.keep_start}, but start is empty; set start")
         if self.objective == "self_critical" and (self.label_smoothing or self.scheduled_sampling):
             raise ConfigError(
-                "self_critical learns captions as they were drawn: label_smoothing and "
-                "scheduled_sampling must be 0"
+                "objective is self_critical, which learns captions exactly as sampled; set "
+                "label_smoothing and scheduled_sampling to 0"
             )
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
-    """How a caption is searched.
+    """The search for a caption.
 
     Args:
-        beam_size: hypotheses kept a step; 1 is greedy.
-        max_words: a caption is cut here.
-        length_norm: a finished caption's score is its log-probability / length ** length_norm.
-        sample: draw captions instead of searching.
-        temperature: of the draw; below 1 is safer, above 1 more surprising.
-        top_k: draw from the k likeliest words only; 0 is off.
-        top_p: draw from the likeliest words that hold this probability together; 1 is off.
-        seed: of the draw.
-        captions: captions returned for each picture, best first.
-        block_repeats: no sequence of so many words occurs twice in a caption; 0 is off.
-        whole_endings: no caption ends with a word that wants another, such as "a" or "with".
+        beam_size: number of hypotheses in the beam search; 1 is greedy.
+        max_words: maximum number of words in a caption.
+        length_norm: exponent n of the score log-probability / length ** n of a finished caption.
+        sample: sample captions instead of searching.
+        temperature: sampling temperature; below 1 is safer, above 1 more surprising.
+        top_k: sample from the k likeliest words only; 0 is all words.
+        top_p: sample from the fewest words that together have this probability; 1 is all words.
+        seed: random seed of the samples.
+        captions: number of captions per image, best first.
+        block_repeats: length of the n-grams that may occur only once in a caption; 0 is no limit.
+        whole_endings: forbid captions that end with a word such as "a" or "with".
     """
 
     beam_size: AtLeastOne = 5
@@ -224,23 +236,23 @@ class DecodeConfig:
         _check(self)
         if not self.sample and self.captions > self.beam_size:
             raise ConfigError(
-                f"captions is {self.captions} but beam_size is {self.beam_size}: a beam search "
-                "gives at most one caption for each of its beams; raise beam_size or set sample"
+                f"captions is {self.captions}, but beam_size is {self.beam_size}: a beam search "
+                "finds at most one caption per beam; raise beam_size or set sample"
             )
 
 
 @dataclass(frozen=True)
 class Config:
-    """One training run: `captioner train --config FILE` reads this tree.
+    """All settings of a training run, as `captioner train --config FILE` reads them.
 
     Args:
-        data: folder made by `python -m data_prep`, or a list of them, to train on together.
-        out: folder for checkpoints, logs and the state to resume from.
-        model: shape of the decoder.
-        train: how it is trained.
-        decode: how it captions when nothing else is asked for; travels in the checkpoint.
-        images: folder of the photographs, where they are read (train.encoder_blocks,
-            train.augment); a list, one for each of several data folders.
+        data: folder made by `python -m data_prep`, or a list of folders to train on together.
+        out: folder for checkpoints, the log and the state for --resume.
+        model: architecture of the decoder.
+        train: training of the decoder.
+        decode: default search of the checkpoint.
+        images: folder of the images, needed for train.encoder_blocks and train.augment; a list
+            with one folder per data folder if there are several.
     """
 
     data: str | list[str]
@@ -257,8 +269,8 @@ class Config:
         reads = self.train.augment or self.train.encoder_blocks
         if reads and len(self.image_folders) != len(self.folders):
             raise ConfigError(
-                f"images names {len(self.image_folders)} folders and data {len(self.folders)}; "
-                "give the folder of images of each data folder, in the same order"
+                f"images: {len(self.image_folders)} folders for {len(self.folders)} data folders; "
+                "give the image folder of each data folder, in the same order"
             )
         weights = self.train.data_weights
         if weights and (len(weights) != len(self.folders) or min(weights) <= 0):
@@ -269,19 +281,19 @@ class Config:
 
     @property
     def folders(self) -> list[str]:
-        """The data folders."""
+        """Return the data folders."""
         return [self.data] if isinstance(self.data, str) else list(self.data)
 
     @property
     def image_folders(self) -> list[str]:
-        """The folders of images, one for each data folder."""
+        """Return the image folders, one per data folder."""
         return [self.images] if isinstance(self.images, str) else list(self.images)
 
 
 def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "") -> Settings:
-    """Build settings of `kind` from a JSON object, objects in it included.
+    """Make settings of `kind` from a JSON object, nested objects included.
 
-    Raises ConfigError, one line for all keys and values that are wrong; `where` begins it.
+    Raises ConfigError with all wrong keys and values in one line, which begins with `where`.
     """
     found: list[str] = []
     made = _made(kind, values, "", found)
@@ -294,9 +306,9 @@ def from_dict(kind: type[Settings], values: Mapping[str, Any], where: str = "") 
 def _made(
     kind: type[Settings], values: Mapping[str, Any], place: str, found: list[str]
 ) -> Settings | None:
-    """Settings of `kind`, or None, and what is wrong with `values` added to `found`."""
+    """Return settings of `kind`, or None after adding what is wrong to `found`."""
     if not isinstance(values, Mapping):
-        found.append(f"{place.rstrip('.') or 'it'} is {values!r} but must hold settings by name")
+        found.append(f"{place.rstrip('.') or 'it'} is {values!r} but must map names to settings")
         return None
     fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(str(name) for name in values if name not in fields)
@@ -318,7 +330,7 @@ def _made(
         return None
     try:
         return kind(**own)
-    except ConfigError as error:  # settings that do not go together
+    except ConfigError as error:  # incompatible settings
         found.append(f"{place.rstrip('.')}: {error}" if place else str(error))
         return None
 
@@ -328,7 +340,7 @@ def _is_needed(item: dataclasses.Field[Any]) -> bool:
 
 
 def _check(settings: Any) -> None:
-    """Raise ConfigError, one line for all fields whose value has the wrong type or range."""
+    """Raise ConfigError with all fields of the wrong type or range in one line."""
     wrong = problems(type(settings), vars(settings))
     if wrong:
         raise ConfigError("; ".join(f"{name} {problem}" for name, problem in wrong.items()))

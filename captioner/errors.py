@@ -1,9 +1,9 @@
-"""The errors a person can act on; the command line prints one as a single line and exits with 1.
+"""The errors that a user can act on; a command prints one as a single line and exits with 1.
 
 CaptionerError
-├── ConfigError       a setting that does not exist, has the wrong type or an impossible value
-├── DataError         a picture, captions file or prepared data folder that cannot be used
-├── CheckpointError   a checkpoint that is missing, damaged or made by another version
+├── ConfigError       a setting that is unknown, of the wrong type or impossible
+├── DataError         an image, captions file or prepared data folder that cannot be used
+├── CheckpointError   a checkpoint that is missing, damaged or of another version
 ├── DivergenceError   a training whose gradient is not finite
 └── MetricError       captions that cannot be scored, or a scorer that did not run
 """
@@ -15,7 +15,7 @@ import unicodedata
 
 
 class CaptionerError(Exception):
-    """Base of every error this package raises for its user's input."""
+    """Base of every error that this package raises for wrong input."""
 
     def __str__(self) -> str:
         return printable(re.sub(r"\s*\n\s*", " ", super().__str__().strip()))
@@ -26,7 +26,7 @@ class ConfigError(CaptionerError):
 
 
 class DataError(CaptionerError):
-    """A picture, a captions file or a prepared data folder cannot be used."""
+    """An image, a captions file or a prepared data folder cannot be used."""
 
 
 class CheckpointError(CaptionerError):
@@ -42,7 +42,7 @@ class MetricError(CaptionerError):
 
 
 def printable(text: str) -> str:
-    """Write the characters that would steer a terminal, or have no encoding, as escapes.
+    """Return a text with escapes for control characters and for those without an encoding.
 
     They come from file names. Joiners stay, because emoji and some scripts need them.
     """

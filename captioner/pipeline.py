@@ -30,7 +30,7 @@ from captioner.data.images import ImageSource, open_image
 from captioner.data.vocabulary import joined
 from captioner.device import choose_device
 from captioner.errors import CheckpointError, ConfigError, DataError
-from captioner.model.encoder import Encoder
+from captioner.model.encoder import Encoder, seen
 from captioner.model.fused.linear import PackedWeights, packed
 from captioner.search import Hypothesis, search
 
@@ -143,7 +143,7 @@ class Captioner:
 
     def seen(self, picture: ImageSource) -> Image.Image:
         """The upright RGB part of a picture that the encoder sees; attention lies over this."""
-        return self.encoder.seen(open_image(picture))
+        return seen(open_image(picture), self.encoder.config)
 
     @torch.inference_mode()
     def search(self, pictures: Sequence[ImageSource], decode: DecodeConfig) -> list[list[Caption]]:

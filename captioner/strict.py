@@ -1,4 +1,8 @@
-"""Check the values of a settings dataclass against the types of its fields, all at once."""
+"""Check the values of a settings dataclass against the types of its fields, all at once.
+
+The checks are pydantic's, but of pydantic_core alone on standard dataclasses. It imports in a fifth
+of the time of pydantic, accepts no text for a number, and leaves the wording of the errors to us.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeAlias, Union, get_args, get_orig
 from annotated_types import Interval
 from pydantic_core import SchemaValidator, ValidationError
 
-# The ranges that several settings share.
+# Ranges that several settings share.
 AtLeastOne: TypeAlias = Annotated[int, Interval(ge=1)]
 NotNegative: TypeAlias = Annotated[int, Interval(ge=0)]
 Amount: TypeAlias = Annotated[float, Interval(ge=0)]
@@ -22,14 +26,14 @@ Share: TypeAlias = Annotated[float, Interval(ge=0, lt=1)]
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _SHOWN = 60  # characters of a wrong value
-_also: dict[tuple[type, str], list[object]] = {}  # what `allow` added
+_also: dict[tuple[type, str], list[object]] = {}  # values added by `allow`
 
 
 def problems(kind: type, values: Mapping[str, Any]) -> dict[str, str]:
-    """Describe the values that a field of `kind` does not allow, by field; other keys are ignored.
+    """Return what is wrong with each value that its field of `kind` does not allow.
 
-    Types are strict: no number is read from text, true is not 1, and 2.0 is not a whole number. A
-    whole number is a number, though.
+    Other keys are ignored. Types are strict: text is not a number, true is not 1, and 2.0 is not a
+    whole number. A whole number is a number, though.
     """
     found = {}
     for name, (validator, rule) in _fields(kind).items():
@@ -46,13 +50,13 @@ def problems(kind: type, values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def allow(kind: type, name: str, values: Iterable[object]) -> None:
-    """Let a field take other values, too, such as the name of a decoder added to DECODERS."""
+    """Allow further values of a field, such as the name of a decoder added to DECODERS."""
     _also.setdefault((kind, name), []).extend(values)
 
 
 @cache
 def _fields(kind: type) -> dict[str, tuple[SchemaValidator, str]]:
-    """What each field of a dataclass allows: to check a value, and in words."""
+    """Return for each field of a dataclass its validator and its rule in words."""
     hints = get_type_hints(kind, include_extras=True)
     return {
         field.name: (SchemaValidator(_schema(hints[field.name])), _rule(hints[field.name]))
@@ -61,7 +65,7 @@ def _fields(kind: type) -> dict[str, tuple[SchemaValidator, str]]:
 
 
 def _schema(hint: Any) -> Any:
-    """Translate a type into pydantic's core schema, which imports in a fifth of pydantic's time."""
+    """Return pydantic_core's schema of a type."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return {**_schema(arguments[0]), **_bounds(arguments[1])}
@@ -82,7 +86,7 @@ def _schema(hint: Any) -> Any:
 
 
 def _rule(hint: Any) -> str:
-    """Say in words what a type allows."""
+    """Return what a type allows, in words."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         bounds = [f"{_BOUNDS[name]} {bound}" for name, bound in _bounds(arguments[1]).items()]

@@ -1,1 +1,1 @@
-"""Raw data sets -> data/<name>/: examples, vocabulary and CNN features, ready to train on."""
+"""Prepare raw data sets for training: examples, vocabulary and CNN features in data/<name>/."""

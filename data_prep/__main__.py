@@ -13,7 +13,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from captioner.cli.parsing import exit_code
 from captioner.config import EncoderConfig
 from captioner.data.vocabulary import Vocabulary
-from data_prep import coco, csv_file, karpathy, toy
+from captioner.files import locked
+from data_prep import captions_file, coco, karpathy, toy
 from data_prep.build import build, identify
 from data_prep.options import encoder_config, parser
 from data_prep.records import Record, held_out_note, hold_out
@@ -21,15 +22,17 @@ from data_prep.records import Record, held_out_note, hold_out
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return exit_code(lambda: _prepare(argv), "the same command goes on where it stopped")
+    return exit_code(lambda: _prepare(argv), "run the same command to resume")
 
 
 def _prepare(argv: Sequence[str] | None) -> None:
     started = time.monotonic()
     args = parser().parse_args(argv)
     encoder, encoder_state, vocabulary = _encoder(args)
-    with logging_redirect_tqdm():  # a warning does not tear the progress bar
-        records = _records(args)
+    records = None if args.command == "toy" else _read(args)  # may fail: before a folder is made
+    with locked(args.out), logging_redirect_tqdm():  # warnings do not break the progress bar
+        if records is None:
+            records = toy.draw(args.out / "images", args.images, args.seed)
         sources = identify(records, args.out)
         divided = hold_out(
             records,
@@ -59,7 +62,7 @@ def _prepare(argv: Sequence[str] | None) -> None:
 def _encoder(
     args: argparse.Namespace,
 ) -> tuple[EncoderConfig, Mapping[str, Tensor] | None, Vocabulary | None]:
-    """The CNN that the options name; with a checkpoint its weights, if trained, and its words."""
+    """Return the CNN that the options name, and of a checkpoint its weights and vocabulary."""
     config = encoder_config(args)
     if config is not None:
         return config, None, None
@@ -69,14 +72,12 @@ def _encoder(
     return checkpoint.encoder, checkpoint.encoder_state, checkpoint.vocabulary
 
 
-def _records(args: argparse.Namespace) -> list[Record]:
+def _read(args: argparse.Namespace) -> list[Record]:
     if args.command == "karpathy":
         return karpathy.read(args.dataset, args.images)
-    if args.command == "toy":
-        return toy.draw(args.out / "images", args.images, args.seed)
     if args.command == "coco":
         return coco.read(args.annotations, args.images, args.splits)
-    return csv_file.read(args.captions, args.images, args.splits)
+    return captions_file.read(args.captions, args.images, args.splits)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
-"""Write one prepared data folder from records of pictures and captions."""
+"""Write a prepared data folder from records of images and captions."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import unicodedata
@@ -17,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,7 +24,7 @@ from captioner.data.feature_store import DONE, FeatureStore, Source, read_source
 from captioner.data.images import open_image
 from captioner.data.vocabulary import Vocabulary, characters, lacks_spaces, tokenize
 from captioner.errors import DataError
-from captioner.files import write_text
+from captioner.files import write_json, write_tensors
 from captioner.model.encoder import Encoder
 from captioner.tokens import SPECIAL, UNK
 from data_prep.names import Folder
@@ -34,27 +32,27 @@ from data_prep.records import SPLITS, WARNINGS, Record
 
 log = logging.getLogger(__name__)
 
-MAX_WORDS = TrainConfig.max_words  # where training cuts captions unless it is told otherwise
+MAX_WORDS = TrainConfig.max_words  # where training cuts captions by default
 
 
 @dataclass
 class Report:
-    """What was found and what was left out; written as report.json."""
+    """What a data set contains and what was left out; written as report.json."""
 
     images: Counter[str] = field(default_factory=Counter)
     captions: Counter[str] = field(default_factory=Counter)
     words: int = 0
     unknown_share: dict[str, float] = field(default_factory=dict)
-    long_share: float = 0.0  # of the training captions: those of more than MAX_WORDS words
-    longest: int = 0  # words of a training caption
+    long_share: float = 0.0  # share of the training captions with more than MAX_WORDS words
+    longest: int = 0  # words of the longest training caption
     feature_bytes: int = 0
     unreadable: dict[str, str] = field(default_factory=dict)
     without_captions: list[str] = field(default_factory=list)
-    copies: dict[str, str] = field(default_factory=dict)  # left out -> the same one in val or test
+    copies: dict[str, str] = field(default_factory=dict)  # left out -> copy in val or test
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """The closing summary, one fact a line."""
+        """Return the closing summary, one fact per line."""
         lines = [
             f"{split}: {self.images[split]:,} images, {self.captions[split]:,} captions, "
             f"{self.unknown_share[split]:.2%} of the words unknown"
@@ -66,13 +64,13 @@ class Report:
         if self.long_share:
             lines.append(
                 f"long captions: {self.long_share:.2%} of train have more than {MAX_WORDS} words "
-                f"(the longest {self.longest:,}); training cuts them there (train.max_words)"
+                f"(at most {self.longest:,}); training cuts them (train.max_words)"
             )
         for what, names in (
-            ("pictures could not be read", list(self.unreadable)),
-            ("pictures have no caption", self.without_captions),
+            ("images cannot be read", list(self.unreadable)),
+            ("images have no caption", self.without_captions),
             (
-                "pictures are also in another split, byte for byte, and stay there",
+                "images are also in another split, byte for byte, and stay there",
                 [f"{copy} = {kept}" for copy, kept in self.copies.items()],
             ),
         ):
@@ -98,26 +96,28 @@ def build(
 ) -> Report:
     """Write examples.json, vocabulary.json, report.json and the feature store into `out`.
 
-    Can be interrupted at any moment and called again: pictures already encoded are kept as long as
-    their files are the same, unreadable ones are tried again. Unreadable pictures, pictures without
-    captions and, of the same picture in several splits, all but those of the last split are left
-    out and reported. `encoder_state` holds the weights of a CNN that was trained here, which are
-    kept in the folder; `vocabulary` is taken where nothing is in train; `sources` are what
-    `identify` gives; `by_character` makes a word of each character of languages without spaces.
-    Raises DataError when nothing is left to train on, `out` cannot be written or
-    its disk is full; ConfigError for an unusable encoder.
+    It can be interrupted at any time and called again: the features of unchanged files are kept,
+    and unreadable images are tried again. Left out and reported are unreadable images, images
+    without captions, and copies of an image of a later split. `encoder_state`, the weights of a
+    fine-tuned CNN, is stored in the folder; `vocabulary` is used if no image is in train;
+    `sources` is the result of `identify`; `by_character` makes each character of a language
+    without spaces a word. Raises DataError if nothing is left to train on or `out` cannot be
+    written, ConfigError for an unusable encoder.
     """
     report = Report(notes=list(notes))
     kept = _usable(records, report, by_character)
     _check_spaces(kept)
-    _vocabulary(kept, min_count, vocabulary)  # what is wrong with it is better said at once
+    _vocabulary(kept, min_count, vocabulary)  # raises its errors before anything is encoded
     if sources is None:
         sources = identify(kept, out)
     kept = _without_copies(kept, sources, report)
     present = [record for record in kept if sources.get(record.key)]
     _check_present(kept, present)
     _vocabulary(present, min_count, vocabulary)
-    _make_folder(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot write to {out}: {error.strerror}; give another --out") from None
     encoder = Encoder(encoder_config, encoder_state)
     keys, shape = [record.key for record in kept], (1 + mirror, encoder.cells, encoder.dim)
     incomplete = partial((out / "examples.json").unlink, missing_ok=True)
@@ -125,15 +125,9 @@ def build(
     if encoder_state is not None:
         _keep_encoder(encoder_state, encoder_config.weights, out / "encoder.safetensors")
     rows = {key: row for row, key in enumerate(store.keys)}
-    _encode({rows[record.key]: record for record in kept}, store, encoder, batch_size, report)
-    for record in kept:  # those that are not there now, but were when they were encoded
-        if not sources.get(record.key):
-            report.unreadable.setdefault(record.key, f"no picture at {record.path}")
-    readable = [
-        (rows[record.key], record)
-        for record in kept
-        if store.state[rows[record.key]] == DONE and record.key not in report.unreadable
-    ]
+    placed = [(rows[record.key], record) for record in kept]
+    _encode(dict(placed), store, encoder, batch_size, report)
+    readable = _readable(placed, store, sources, report)
     vocabulary = _vocabulary([record for _, record in readable], min_count, vocabulary)
     report.feature_bytes = store.values.nbytes
     report.words = len(vocabulary) - len(SPECIAL)
@@ -142,13 +136,21 @@ def build(
     return report
 
 
-def _make_folder(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / ".writable").touch()
-        (out / ".writable").unlink()
-    except OSError as error:
-        raise DataError(f"cannot write to {out}: {error.strerror}; give another --out") from None
+def _readable(
+    placed: Sequence[tuple[int, Record]],
+    store: FeatureStore,
+    sources: Mapping[str, Source | None],
+    report: Report,
+) -> list[tuple[int, Record]]:
+    """Return the records with features and their rows; report those whose file is missing now."""
+    for _, record in placed:
+        if not sources.get(record.key):
+            report.unreadable.setdefault(record.key, f"no image at {record.path}")
+    return [
+        (row, record)
+        for row, record in placed
+        if store.state[row] == DONE and record.key not in report.unreadable
+    ]
 
 
 def _write(
@@ -164,18 +166,15 @@ def _write(
         }
         for row, record in readable
     ]
-    try:
-        vocabulary.save(out / "vocabulary.json")
-        write_json(out / "report.json", vars(report))
-        write_json(out / "examples.json", examples)  # last: it makes the folder complete
-    except OSError as error:
-        raise DataError(f"cannot write to {out}: {error.strerror}") from None
+    vocabulary.save(out / "vocabulary.json")
+    write_json(out / "report.json", vars(report))
+    write_json(out / "examples.json", examples)  # last: it completes the folder
 
 
 def identify(records: Sequence[Record], out: Path) -> dict[str, Source | None]:
-    """The file of each record, by key: what it holds, None where it cannot be read.
+    """Return the source of each record by key, None if its file cannot be read.
 
-    Files that the store in `out` knows are read only if they have changed since.
+    Files that the store in `out` knows are read only if they have changed.
     """
     known = read_sources(out) or {}
 
@@ -194,9 +193,9 @@ def identify(records: Sequence[Record], out: Path) -> dict[str, Source | None]:
 
 
 def _keep_encoder(state: Mapping[str, Tensor], name: str, path: Path) -> None:
-    """Write the weights of a trained CNN beside its features; in float16 if nothing is lost by it.
+    """Write the weights of a fine-tuned CNN beside its features, in float16 if that is exact.
 
-    The metadata `weights` is the name they have in EncoderConfig.
+    The metadata `weights` is their name in EncoderConfig.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -205,20 +204,15 @@ def _keep_encoder(state: Mapping[str, Tensor], name: str, path: Path) -> None:
     except (OSError, SafetensorError):
         pass
     half = all(torch.equal(value.half().float(), value.float()) for value in state.values())
-    weights = {
-        key: (value.half() if half else value).cpu().contiguous() for key, value in state.items()
-    }
-    part = path.with_name(path.name + ".part")
+    weights = {key: value.half() if half else value for key, value in state.items()}
     try:
-        save_file(weights, part, {"format": "pt", "weights": name})
-        part.chmod(0o644)  # the library makes it its owner's alone
-        part.replace(path)
+        write_tensors(path, weights, weights=name)
     except (OSError, SafetensorError) as error:
         raise DataError(f"cannot write {path}: {error}") from None
 
 
 def _check_present(kept: Sequence[Record], present: Sequence[Record]) -> None:
-    """Raise DataError if no picture is there, and say how many are missing if some are."""
+    """Raise DataError if every image is missing, and warn if some are."""
     missing = len(kept) - len(present)
     if not missing:
         return
@@ -228,11 +222,11 @@ def _check_present(kept: Sequence[Record], present: Sequence[Record]) -> None:
     hint = Folder(first.path.parents[levels - 1]).suggestion(first.key)
     if not present:
         raise DataError(
-            f"none of the {len(kept):,} pictures was found, for one {first.path}; "
-            + (hint or "give the folder that holds them as --images")
+            f"none of the {len(kept):,} images was found, for example {first.path}; "
+            + (hint or "give the folder of the images as --images")
         )
     log.warning(
-        "%d of the %d pictures cannot be read and are left out, for one %s%s",
+        "left out: %d of the %d images cannot be read, for example %s%s",
         missing, len(kept), first.path, f"; {hint}" if hint else "",
     )  # fmt: skip
 
@@ -240,9 +234,10 @@ def _check_present(kept: Sequence[Record], present: Sequence[Record]) -> None:
 def _without_copies(
     records: Sequence[Record], sources: Mapping[str, Source | None], report: Report
 ) -> list[Record]:
-    """Records without those whose picture is, byte for byte, also in a later split.
+    """Return the records without copies, byte for byte, of an image in a later split.
 
-    What is scored must not be trained on: of train, val and test the last keeps the picture.
+    A decoder must not be scored on its training images: of train, val and test the last split
+    keeps the image.
     """
     last: dict[str, Record] = {}
     for record in records:
@@ -263,7 +258,7 @@ def _without_copies(
 
 
 def _usable(records: Sequence[Record], report: Report, by_character: bool) -> list[Record]:
-    """Records with captions, each file once, each id once; captions without a word are dropped."""
+    """Return the records that have captions with words; raises DataError for duplicates."""
     kept: dict[str, Record] = {}
     ids: dict[int, str] = {}
     for record in records:
@@ -274,49 +269,48 @@ def _usable(records: Sequence[Record], report: Report, by_character: bool) -> li
             report.without_captions.append(record.key)
             continue
         if record.key in kept:
-            raise DataError(f"the captions name {record.key} twice, as two pictures")
+            raise DataError(f"{record.key}: the captions name it twice, as two images")
         if record.image_id in ids:
             raise DataError(
-                f"image id {record.image_id} stands for {ids[record.image_id]} and {record.key}"
+                f"{record.key}: its image id {record.image_id} is also that of "
+                f"{ids[record.image_id]}; give each image its own"
             )
         if record.split not in SPLITS:
-            raise DataError(
-                f"{record.key} is in split {record.split!r}; known are {', '.join(SPLITS)}"
-            )
+            raise DataError(f"{record.key}: its split is {record.split!r}; use {', '.join(SPLITS)}")
         kept[record.key] = replace(record, captions=captions)
         ids[record.image_id] = record.key
     if not kept:
-        raise DataError("no picture with a caption was found")
+        raise DataError("no image with a caption was found; check the captions file")
     return list(kept.values())
 
 
 def _clean(caption: str) -> str:
-    """One line of valid Unicode, composed: the scorers pair captions by their lines."""
+    """Return a caption as one line of valid, composed Unicode; scorers pair captions by line."""
     composed = unicodedata.normalize("NFC", " ".join(caption.split()))
     return composed.encode("utf-8", "replace").decode("utf-8")
 
 
 def _check_spaces(records: Sequence[Record]) -> None:
-    """Raise DataError for captions in which words cannot be told apart."""
+    """Raise DataError for captions without spaces between words."""
     captions = [caption for record in records for caption in record.captions]
     if lacks_spaces(captions[:10_000]):
         raise DataError(
-            f"the captions have no spaces between words, for one {captions[0][:30]!r}; give "
-            "--tokens characters, or put spaces between the words of the captions file"
+            f"the captions have no spaces between words, for example {captions[0][:30]!r}; give "
+            "--tokens characters, or put spaces between words"
         )
 
 
 def _vocabulary(
     records: Sequence[Record], min_count: int, otherwise: Vocabulary | None
 ) -> Vocabulary:
-    """The words of the training captions, or `otherwise` where there are none."""
+    """Return the words of the training captions, or `otherwise` if there are none."""
     training = [caption for r in records if r.split == "train" for caption in r.captions]
     if not training and otherwise is not None and records:
         return otherwise
     if not training:
         raise DataError(
-            "no readable picture with a caption is in the train split; to evaluate a checkpoint on "
-            "these pictures, give it as --encoder-of: its vocabulary is taken"
+            "no readable image with a caption is in the train split; to evaluate a checkpoint on "
+            "these images, give it as --encoder-of, which also takes its vocabulary"
         )
     vocabulary = Vocabulary.build(training, min_count)
     if len(vocabulary) == len(SPECIAL):
@@ -334,7 +328,7 @@ def _encode(
     batch_size: int,
     report: Report,
 ) -> None:
-    """Fill the rows of the store that are pending; `records` are those of the rows."""
+    """Compute the features of the pending rows of the store; `records` are by row."""
     encoder.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     pending = store.pending()
     with tqdm(total=len(records), initial=len(records) - len(pending), unit="img",
@@ -351,14 +345,14 @@ def _encode(
 
 
 def _features(encoder: Encoder, pixels: Tensor, views: int) -> npt.NDArray[np.float16]:
-    """Features (B, views, L, D) of pixels (B, 3, S, S)."""
+    """Return the features (B, views, L, D) of pixels (B, 3, S, S)."""
     try:
         batch = pixels.to(encoder.mean.device)
         each = [encoder(batch)] if views == 1 else [encoder(batch), encoder(batch.flip(-1))]
         features: npt.NDArray[np.float16] = torch.stack(each, 1).half().cpu().numpy()
     except torch.OutOfMemoryError:
         raise DataError(
-            f"the GPU has no room for {len(pixels)} pictures at once; give a smaller --batch-size"
+            f"the GPU is out of memory for {len(pixels)} images; give a smaller --batch-size"
         ) from None
     return features
 
@@ -366,7 +360,7 @@ def _features(encoder: Encoder, pixels: Tensor, views: int) -> npt.NDArray[np.fl
 def _batches(
     records: Mapping[int, Record], pending: Sequence[int], encoder: Encoder, batch_size: int
 ) -> Iterator[tuple[list[int], list[Tensor], dict[int, str]]]:
-    """Read and resize the next batch in threads while the CNN works on this one."""
+    """Yield batches: rows, pixels and errors by row. Threads read the next one in advance."""
 
     def read(row: int) -> Tensor | str:
         try:
@@ -406,7 +400,3 @@ def _count(readable: Sequence[tuple[int, Record]], vocabulary: Vocabulary, repor
     report.longest = max(lengths, default=0)
     long = sum(length > MAX_WORDS for length in lengths)
     report.long_share = long / len(lengths) if lengths else 0.0
-
-
-def write_json(path: Path, value: object) -> None:
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1))

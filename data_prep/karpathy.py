@@ -14,16 +14,15 @@ _KNOWN = {"filepath", "filename", "imgid", "cocoid", "split", "sentences", "sent
 
 
 def read(dataset: Path, images: Path) -> list[Record]:
-    """Records of a Karpathy JSON; COCO's `restval` is training data, as everybody uses it.
+    """Read the records of a Karpathy JSON; COCO's `restval` is training data, as is customary.
 
-    Pictures of COCO lie in `filepath` folders (train2014, val2014) below `images`. Captions that
-    are not text (null) are reported and left out. Raises DataError naming the entry and what is
-    wrong with it.
+    COCO's images are in `filepath` folders (train2014, val2014) below `images`. Captions that are
+    not text (null) are reported and left out. Raises DataError with the entry that is wrong.
     """
     content = read_json(dataset)
     entries = content.get("images") if isinstance(content, dict) else None
     if not isinstance(entries, list):
-        raise DataError(f"{dataset} has no list 'images'; is it a Karpathy dataset file?")
+        raise DataError(f"{dataset}: it has no list 'images'; give a Karpathy dataset file")
     records, left_out, folder, keys = [], LeftOut(dataset), Folder(images), set[str]()
     for number, entry in enumerate(entries):
         try:
@@ -32,7 +31,7 @@ def read(dataset: Path, images: Path) -> list[Record]:
         except KeyError as error:
             raise DataError(f"{dataset}: entry {number} of 'images' lacks {error}") from None
         except (TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{dataset}: entry {number} of 'images' is odd: {error}") from None
+            raise DataError(f"{dataset}: entry {number} of 'images' is wrong: {error}") from None
     left_out.close()
     warn_ignored(dataset, "keys of 'images'", keys - _KNOWN)
     return records
@@ -43,7 +42,7 @@ def _record(entry: dict[str, Any], number: int, folder: Folder, left_out: LeftOu
     captions = [caption_text(sentence["raw"]) for sentence in entry["sentences"]]
     texts = tuple(text for text in captions if text is not None)
     if len(texts) < len(captions):
-        left_out.add(f"entry {number}", "holds a caption that is not text (null, nan, a number)")
+        left_out.add(f"entry {number}", "a caption that is not text (null, nan, a number)")
     return Record(
         key=key,
         path=folder.path / key,

@@ -1,4 +1,4 @@
-"""The names of photographs as people write them, and the files that they mean."""
+"""Match the image names of a captions file to the files of a folder."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from pathlib import Path
 
 
 class Folder:
-    """The folder of the photographs."""
+    """The folder of the images."""
 
     def __init__(self, path: Path):
         self.path = path
         self._keys: dict[str, str] = {}
 
     def key(self, name: str) -> str:
-        """Return the name of a photograph below the folder, always the same one for a file.
+        """Return the path of an image relative to the folder, the same one for each spelling.
 
-        `./a.jpg`, `x/../a.jpg` and, inside the folder, an absolute path are `a.jpg`. Where there is
-        no file of that name, one with slashes for its backslashes or in another Unicode form is
-        taken.
+        `./a.jpg`, `x/../a.jpg` and an absolute path into the folder all become `a.jpg`. If there is
+        no such file, backslashes are read as slashes, and other Unicode forms are tried.
         """
         if name not in self._keys:
             self._keys[name] = self._found(name)
@@ -34,11 +33,11 @@ class Folder:
             for form in (key, *(unicodedata.normalize(form, key) for form in ("NFC", "NFD"))):
                 if self._is_file(form):
                     return form
-        # None is there: the same name, all the same, however it was written.
+        # There is no file; the result is still the same for each Unicode form.
         return unicodedata.normalize("NFC", key)
 
     def suggestion(self, key: str) -> str:
-        """Return a hint on the photograph that a name may mean, else an empty string."""
+        """Return a hint on the file that a name may mean, or an empty string."""
         name = posixpath.basename(key)
         if key != name and self._is_file(name):
             return f"did you mean {name}?"
@@ -51,7 +50,7 @@ class Folder:
 
     @cached_property
     def _names(self) -> Sequence[str]:
-        """The files of the folder itself, the first ones if there are very many."""
+        """The names of the first 10,000 files of the folder."""
 
         def found() -> Iterator[str]:
             for number, path in enumerate(self.path.iterdir()):

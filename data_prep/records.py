@@ -1,4 +1,4 @@
-"""What every reader hands over: records of pictures with their captions."""
+"""Records of images with their captions, which every reader returns, and their splits."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from captioner.errors import ConfigError
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-VAL_SHARE = 0.1  # held out where nothing else gives validation pictures
-LEAST_VAL = 5  # photographs: CIDEr of one is always 0, of a few it hardly moves
-WARNINGS = 10  # of one kind that are shown one by one
+VAL_SHARE = 0.1  # held out if a data set has no val split
+LEAST_VAL = 5  # images: CIDEr of one is always 0, of a few it hardly varies
+WARNINGS = 10  # of one kind that are shown in full
 
-# What else the splits are called; restval is training data, as everybody uses Karpathy's files.
+# Other names of the splits; restval of Karpathy's files is training data, as is customary.
 _SPLIT_NAMES = {
     "train": ("train", "training", "restval"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
-# What programs write where there is no text.
+# What programs write for missing text.
 _NO_TEXT = frozenset({"", "nan", "null", "none", "na", "n/a", "<na>", "#n/a"})
 
 
 @dataclass(frozen=True)
 class Record:
-    """One picture of a raw data set, with its captions as they were written."""
+    """One image of a raw data set, with its captions as written."""
 
     key: str  # file name relative to the images folder; unique
     path: Path
@@ -40,50 +40,50 @@ class Record:
 
 
 class LeftOut:
-    """What a reader leaves out of a file: the first ones are shown, then their number."""
+    """Warnings of what a reader leaves out of a file: the first few, then their number."""
 
     def __init__(self, file: Path):
         self._file, self._counts = file, dict[str, int]()
 
     def add(self, place: str, reason: str) -> None:
-        """Note one place, as "line 3", and what is wrong with it."""
+        """Count one place, such as "line 3", and warn of what is wrong with it."""
         self._counts[reason] = self._counts.get(reason, 0) + 1
         if self._counts[reason] <= WARNINGS:
-            log.warning("left out: %s of %s %s", place, self._file, reason)
+            log.warning("left out: %s of %s: %s", place, self._file, reason)
 
     def close(self) -> None:
-        """Show how many there were, where not all of them were shown."""
+        """Log the number of places for each reason that was not shown in full."""
         for reason, count in self._counts.items():
             if count > WARNINGS:
-                log.warning("left out: %d in all of %s that %s", count, self._file, reason)
+                log.warning("left out: %s: %s, %d times", self._file, reason, count)
 
 
 def warn_ignored(file: Path, what: str, names: Iterable[str]) -> None:
-    """Name, once, the columns or keys of a file that are not read."""
+    """Log once the columns or keys of a file that are not read."""
     if several := ", ".join(sorted({str(name) for name in names})):
         log.warning("%s: ignored the %s %s", file, what, several)
 
 
 def caption_text(value: Any) -> str | None:
-    """Return a caption as it was written, None for what is not text: null, nan, a number."""
+    """Return a caption as written, or None if it is not text: null, nan, a number."""
     return value if isinstance(value, str) and value.strip().lower() not in _NO_TEXT else None
 
 
 def split_named(value: Any) -> str:
-    """Return the split that a name means; raises ValueError saying which names there are."""
+    """Return the split that a name stands for; raises ValueError for an unknown name."""
     if isinstance(value, str):
         for split, names in _SPLIT_NAMES.items():
             if value.strip().lower() in names:
                 return split
-    raise ValueError(f"the split is {value!r}; known are {', '.join(SPLITS)}")
+    raise ValueError(f"the split is {value!r}; use {', '.join(SPLITS)}")
 
 
 def file_splits(
     files: Sequence[Path], splits: Sequence[str] | None, option: str
 ) -> list[str | None]:
-    """Return the split of each file: as given, or of several what their names say.
+    """Return the split of each file: as given, or, for several files, as named in the file name.
 
-    None where nothing says it. Raises ConfigError unless there is one split for each file.
+    A file without a split has None. Raises ConfigError unless there is one split per file.
     """
     if splits is None:
         if len(files) == 1:
@@ -92,14 +92,14 @@ def file_splits(
         return [next((split for split in SPLITS if split in name), None) for name in names]
     if len(splits) != len(files):
         raise ConfigError(
-            f"--splits has {len(splits)} names for {len(files)} {option} files; "
+            f"--splits: {len(splits)} names for {len(files)} {option} files; "
             "give one for each file, in the same order"
         )
     return list(splits)
 
 
 def whole_number(value: Any, what: str) -> int:
-    """Return a number or a string of digits as an int; raises ValueError for anything else."""
+    """Return an int or a string of digits as an int; raises ValueError for anything else."""
     if isinstance(value, str) and value.strip().isdecimal():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -114,11 +114,11 @@ def hold_out(
     seed: int = 1,
     digests: Mapping[str, str] | None = None,
 ) -> list[Record]:
-    """Move a share of the training pictures into val and test; the seed decides which ones.
+    """Move a random share of the training images into val and test.
 
-    val_share None stands for VAL_SHARE, but at least LEAST_VAL pictures as long as that is no more
-    than half of them, if no picture is in val yet, else for 0. A share above 0 takes at least one
-    picture, and at least one stays in train. Pictures of the same digest stay together.
+    If val_share is None it is 0 for data with a val split, else VAL_SHARE, but at least LEAST_VAL
+    images or half of them. A share above 0 moves at least one image, and at least one stays in
+    train. Images of the same digest stay together.
     """
     least = 1
     if val_share is None:
@@ -127,7 +127,7 @@ def hold_out(
     if val_share + test_share >= 1:
         raise ConfigError(
             f"the val share {val_share} and the test share {test_share} leave nothing to train on; "
-            "their sum must be below 1"
+            "give shares with a sum below 1"
         )
     groups: dict[str, list[str]] = {}
     for key in sorted(record.key for record in records if record.split == "train"):
@@ -145,7 +145,7 @@ def hold_out(
 
 
 def held_out_note(before: Sequence[Record], after: Sequence[Record]) -> str:
-    """Say what `hold_out` moved into val, and whether a score of that can move; may be empty."""
+    """Return a note on what `hold_out` moved into val and on a val split of one image, or ""."""
     was, now = (sum(r.split == "val" for r in records) for records in (before, after))
     notes = []
     if now > was:
@@ -154,7 +154,7 @@ def held_out_note(before: Sequence[Record], after: Sequence[Record]) -> str:
         )
     if now == 1:
         notes.append(
-            "CIDEr of one validation image is always 0, so it cannot choose the best epoch; "
-            "give more captions or a larger --val-share"
+            "CIDEr of one validation image is always 0, so it cannot select the best epoch; "
+            "give more images or a larger --val-share"
         )
     return "; ".join(notes)

@@ -1,4 +1,4 @@
-"""Draw a data set of coloured shapes in relations, to try everything out in a minute."""
+"""Draw a toy data set of coloured shapes, to try everything out in a minute."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COLOURS = {
     "yellow": (245, 210, 45),
     "purple": (135, 50, 165),
 }
-# Corners, direction of the first in turns from the top, and the radius of every second one.
+# Corners, angle of the first one in turns from the top, and relative radius of every second one.
 KINDS = {
     "circle": (48, 0.0, 1.0),
     "square": (4, 1 / 8, 1.0),
@@ -31,7 +31,7 @@ KINDS = {
 }
 BACKGROUNDS = ((240, 238, 232), (205, 220, 235), (222, 205, 195), (165, 170, 175), (60, 62, 70))
 
-# The way from the shape {b} to the shape {a}, and what is said about the two.
+# The direction from shape {b} to shape {a}, and the captions of the two.
 RELATIONS = {
     (0, -1): (
         "{a} above {b}",
@@ -59,7 +59,7 @@ RELATIONS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """What a caption says of one shape."""
+    """One shape as captions describe it."""
 
     size: str
     colour: str
@@ -70,46 +70,44 @@ class Shape:
 
 
 def draw(folder: Path, count: int, seed: int) -> list[Record]:
-    """Draw `count` pictures into `folder`; returns their records, all in train.
+    """Draw `count` images into `folder`; returns their records, all in train.
 
-    The same seed draws the same pictures, and its number is in their names, so that pictures of
-    another seed are never taken for them. Raises DataError when the folder cannot be written.
+    The same seed draws the same images. It is part of their names, so images of different seeds
+    are never confused. Raises DataError if the folder cannot be written.
     """
     records = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for number in range(count):
             rng = np.random.default_rng((seed, number))
-            picture, captions = scene(rng)
+            image, captions = scene(rng)
             path = folder / f"toy{seed}_{number:05d}.jpg"
-            picture.save(path, quality=92)
+            image.save(path, quality=92)
             records.append(Record(path.name, path, "train", captions, number))
     except OSError as error:
-        raise DataError(f"cannot write pictures to {folder}: {error.strerror}") from None
+        raise DataError(f"cannot write images to {folder}: {error.strerror}") from None
     return records
 
 
 def scene(rng: np.random.Generator) -> tuple[Image.Image, tuple[str, ...]]:
-    """One picture of two shapes, and its captions."""
+    """Return an image of two shapes, and its captions."""
     way = list(RELATIONS)[rng.integers(len(RELATIONS))]
     inside = way == (0, 0)
     a, b = _shape(rng), _shape(rng)
     while (
         a.colour == b.colour
         or (inside and (a.size, b.size) != ("small", "big"))
-        or (
-            inside and b.kind == "star"  # too slim to hold another shape
-        )
+        or (inside and b.kind == "star")  # too slim to hold another shape
     ):
         a, b = _shape(rng), _shape(rng)
     middle = SIDE / 2 + rng.uniform(-12, 12, 2)
     apart = np.array(way) * rng.uniform(88, 108) + np.array(way[::-1]) * rng.uniform(-30, 30)
-    picture = _background(rng)
-    pen = ImageDraw.Draw(picture)
+    image = _background(rng)
+    pen = ImageDraw.Draw(image)
     for shape, centre in ((b, middle - apart / 2), (a, middle + apart / 2)):
         colour = COLOURS[shape.colour] + rng.integers(-12, 13, 3)
         pen.polygon(_outline(shape, centre), fill=tuple(int(c) for c in colour.clip(0, 255)))
-    return picture, tuple(wording.format(a=a, b=b) for wording in RELATIONS[way])
+    return image, tuple(wording.format(a=a, b=b) for wording in RELATIONS[way])
 
 
 def _shape(rng: np.random.Generator) -> Shape:
@@ -130,7 +128,7 @@ def _outline(shape: Shape, centre: npt.NDArray[np.float64]) -> list[tuple[float,
 
 
 def _background(rng: np.random.Generator) -> Image.Image:
-    """A plain colour, a slope of brightness or stripes, with some noise."""
+    """Return a plain colour, a brightness gradient or stripes, with some noise."""
     pixels = np.full((SIDE, SIDE, 3), BACKGROUNDS[rng.integers(len(BACKGROUNDS))], np.float32)
     along = np.linspace(-1, 1, SIDE, dtype=np.float32)
     pattern = rng.integers(3)

@@ -90,13 +90,13 @@ def killed_at(step, monkeypatch):
     def half_removed(folder):
         (Path(folder) / "config.json").unlink(missing_ok=True)
 
-    for name in ("rename", "mkdir", "write_text"):
+    for name in ("rename", "mkdir", "write_bytes", "replace"):
         monkeypatch.setattr(Path, name, counted(getattr(Path, name)))
     monkeypatch.setattr(shutil, "rmtree", counted(shutil.rmtree, half_removed))
-    monkeypatch.setattr(module, "save_file", counted(module.save_file))
+    monkeypatch.setattr(module, "write_tensors", counted(module.write_tensors))
 
 
-@pytest.mark.parametrize("first", range(13))
+@pytest.mark.parametrize("first", range(18))
 def test_a_save_killed_anywhere_leaves_a_complete_checkpoint_and_so_does_the_next(tmp_path, first):
     folder = tmp_path / "c"
     save(make(trained={"epoch": 1}), folder)

@@ -36,7 +36,7 @@ def test_a_bad_image_costs_itself_and_keeps_its_place(model, batch_images):
     found = list(model.caption_many(images, batch_images=batch_images))
     assert [isinstance(one, DataError) for one in found] == [False, False, True, True, False]
     assert found[0].text == found[-1].text == model.caption(CAT).text
-    assert str(found[2]) == "no picture at missing.jpg"
+    assert str(found[2]) == "no image at missing.jpg"
 
 
 def test_images_are_taken_a_batch_at_a_time(model):

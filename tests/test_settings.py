@@ -1,4 +1,4 @@
-"""Settings: their types and ranges hold, whether they come from code, JSON or a command line."""
+"""Types and ranges of settings hold for values from code, JSON and the command line."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ KINDS = (EncoderConfig, ModelConfig, TrainConfig, DecodeConfig)
 
 
 def wrong_values(value):
-    """Values of another type than a setting's default."""
+    """Return values of another type than a setting's default."""
     others = {bool: ["no", 1, None], int: [2.5, 2.0, True, "2", None]}
     others |= {float: ["0.5", True, float("nan"), float("inf")], str: [3, None, True]}
     return others[type(value)]
@@ -54,13 +54,13 @@ def test_a_number_below_its_range_is_refused(kind):
                 kind(**{name: -1})
 
 
-def test_a_whole_number_is_a_number_and_an_unknown_choice_is_not_one():
+def test_a_whole_number_is_accepted_as_a_number_and_an_unknown_choice_is_refused():
     assert TrainConfig(clip=5).clip == 5
     with pytest.raises(ConfigError, match="optimizer is 'sgd' but must be 'adam' or 'adamw'"):
         replace(TrainConfig(), optimizer="sgd")
 
 
-def test_all_that_is_wrong_is_said_in_one_line():
+def test_all_wrong_settings_are_reported_in_one_line():
     with pytest.raises(ConfigError) as found:
         TrainConfig(epochs=1.5, optimizer="sgd", average=1)
     assert str(found.value) == (
@@ -77,15 +77,15 @@ def test_all_that_is_wrong_is_said_in_one_line():
     assert "\n" not in str(found.value)
 
 
-def test_settings_that_do_not_go_together_are_refused_wherever_they_stand():
-    with pytest.raises(ConfigError, match="captions is 9 but beam_size is 3"):
+def test_incompatible_settings_are_refused_at_any_level():
+    with pytest.raises(ConfigError, match="captions is 9, but beam_size is 3"):
         DecodeConfig(beam_size=3, captions=9)
     tree = {"data": "a", "out": "b", "train": {"keep_start": 0.5}}
-    with pytest.raises(ConfigError, match=r"train: keep_start is 0.5, but there is no start"):
+    with pytest.raises(ConfigError, match=r"train: keep_start is 0.5, but start is empty"):
         from_dict(Config, tree)
 
 
-def test_json_gives_back_the_settings_it_was_made_of():
+def test_settings_survive_a_round_trip_through_json():
     config = Config("a", "b", train=TrainConfig(epochs=3, clip=1), decode=DecodeConfig(seed=-1))
     assert from_dict(Config, json.loads(json.dumps(asdict(config)))) == config
 
@@ -117,7 +117,7 @@ def test_a_checkpoint_or_a_feature_store_with_settings_of_the_wrong_type_is_refu
         load(folder)
     settings["decode"] = [5]
     (folder / "config.json").write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match=r"decode: it is \[5\] but must hold settings"):
+    with pytest.raises(CheckpointError, match=r"decode: it is \[5\] but must map names"):
         load(folder)
     features = tmp_path / "f"
     features.mkdir()
@@ -129,7 +129,7 @@ def test_a_checkpoint_or_a_feature_store_with_settings_of_the_wrong_type_is_refu
         FeatureStore(store.folder)
 
 
-def test_checking_settings_costs_a_start_little():
+def test_checking_settings_takes_little_of_the_start():
     code = "import time; t = time.process_time(); import captioner.config; "
     code += "captioner.config.DecodeConfig(); print(time.process_time() - t)"
     seconds = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(3)]

@@ -9,8 +9,8 @@ from captioner.checkpoint import Checkpoint, save
 from captioner.config import Config, DecodeConfig, EncoderConfig, ModelConfig, TrainConfig
 from captioner.data.feature_store import FeatureStore
 from captioner.data.vocabulary import Vocabulary
+from captioner.files import write_json
 from captioner.model import make_decoder
-from data_prep.build import write_json
 
 CAPTIONS = (
     "a red dog runs in the snow",

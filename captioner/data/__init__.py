@@ -1,1 +1,1 @@
-"""Images, words and captions: what comes in, as batches."""
+"""Images, vocabulary, stored features and captions, up to the batches of training."""

@@ -1,8 +1,7 @@
-"""COCO's files of captions: results as they are handed in, references as they are annotated."""
+"""Read and write COCO's caption files: results to be scored, and reference captions."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,48 +9,48 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from captioner.errors import ConfigError, DataError
-from captioner.files import read_json, write_text
+from captioner.files import read_json, write_json
 
 ImageId: TypeAlias = int | str
 
-SERVER_SETS = ("val2014", "test2014")  # what the evaluation server asks for
+SERVER_SETS = ("val2014", "test2014")  # accepted by the evaluation server
 
 
 @dataclass(frozen=True)
 class References:
-    """The captions of a COCO captions file, and the pictures' file names where it has them."""
+    """The captions of a COCO captions file, and the image files if it names them."""
 
     captions: dict[ImageId, list[str]]
     files: dict[ImageId, str]
 
 
 def read_results(path: Path | str) -> dict[ImageId, str]:
-    """The caption of each image of a COCO result file, `[{"image_id": ..., "caption": ...}, ...]`.
+    """Read a COCO result file, `[{"image_id": ..., "caption": ...}, ...]`, by image id.
 
-    Raises DataError for another form and for an image with two captions.
+    Raises DataError for another format and for an image with two captions.
     """
     entries = read_json(Path(path))
     if not isinstance(entries, list):
         raise DataError(
-            f'{path} is no COCO result file: it should be a list of {{"image_id", "caption"}}'
+            f'{path}: it is not a COCO result file, a list of {{"image_id", "caption"}}'
         )
     found: dict[ImageId, str] = {}
     for number, entry in enumerate(entries):
         image, caption = _entry(entry, f"{path}: entry {number}")
         if image in found:
-            raise DataError(f"{path}: entry {number} gives image {image!r} a second caption")
+            raise DataError(f"{path}: entry {number} is a second caption of image {image!r}")
         found[image] = caption
     if not found:
-        raise DataError(f"{path} holds no captions")
+        raise DataError(f"{path}: it holds no captions")
     return found
 
 
 def read_references(path: Path | str) -> References:
-    """The captions of a COCO captions file, `{"annotations": [{"image_id", "caption"}], ...}`."""
+    """Read a COCO captions file, `{"annotations": [{"image_id", "caption"}, ...], ...}`."""
     document = read_json(Path(path))
     entries = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(entries, list):
-        raise DataError(f'{path} is no COCO captions file: it has no list "annotations"')
+        raise DataError(f'{path}: it is not a COCO captions file; it has no list "annotations"')
     captions: dict[ImageId, list[str]] = {}
     for number, entry in enumerate(entries):
         image, caption = _entry(entry, f"{path}: annotation {number}")
@@ -67,7 +66,7 @@ def read_references(path: Path | str) -> References:
 def check_known(
     results: Mapping[ImageId, str], references: Mapping[ImageId, object], path: Path | str
 ) -> None:
-    """Raise DataError unless every image of the results has references."""
+    """Raise DataError if an image of the results has no references."""
     unknown = [image for image in results if image not in references]
     if not unknown:
         return
@@ -81,32 +80,35 @@ def check_known(
 def write_results(captions: Mapping[Any, str], path: Path) -> None:
     """Write a COCO result file: [{"image_id": ..., "caption": ...}, ...]."""
     results = [{"image_id": key, "caption": caption} for key, caption in captions.items()]
-    write_text(path, json.dumps(results, ensure_ascii=False, indent=0) + "\n")
+    write_json(path, results, indent=0)
 
 
 def server_file(dataset: str, name: str) -> str:
-    """The file name that COCO's evaluation server asks for: captions_SET_NAME_results.json."""
+    """Return the file name for COCO's evaluation server: captions_SET_NAME_results.json."""
     if dataset not in SERVER_SETS:
-        raise ConfigError(f"the server knows no set {dataset!r}, only {' and '.join(SERVER_SETS)}")
+        known = " and ".join(SERVER_SETS)
+        raise ConfigError(f"server set {dataset!r}: the server accepts only {known}")
     if not re.fullmatch(r"[\w.-]+", name, re.ASCII):
-        raise ConfigError(f"{name!r} is no name for the server: letters, digits, . _ and - only")
+        raise ConfigError(f"server name {name!r}: it may hold only letters, digits, . _ and -")
     return f"captions_{dataset}_{name}_results.json"
 
 
 def coco_image_id(path: Path) -> int:
-    """The number in a COCO file name: 42 of COCO_val2014_000000000042.jpg or 000000000042.jpg."""
+    """Return the number in a COCO file name: 42 for COCO_val2014_000000000042.jpg."""
     found = re.fullmatch(r"(?:COCO_\w+_)?(\d+)", path.stem)
     if not found:
-        raise DataError(f"{path.name} has no COCO file name (COCO_val2014_000000000042.jpg)")
+        raise DataError(
+            f"{path.name}: it is not a COCO file name, such as COCO_val2014_000000000042.jpg"
+        )
     return int(found[1])
 
 
 def _entry(entry: Any, place: str) -> tuple[ImageId, str]:
     if not isinstance(entry, dict) or not {"image_id", "caption"} <= entry.keys():
-        raise DataError(f'{place} lacks "image_id" or "caption"')
+        raise DataError(f'{place}: it lacks "image_id" or "caption"')
     image, caption = entry["image_id"], entry["caption"]
     if isinstance(image, bool) or not isinstance(image, int | str):
-        raise DataError(f"{place}: image_id is {image!r}; it should be a number or a string")
+        raise DataError(f"{place}: image_id is {image!r}; it must be a number or a string")
     if not isinstance(caption, str):
-        raise DataError(f"{place}: the caption of image {image!r} is no text: {caption!r}")
+        raise DataError(f"{place}: the caption of image {image!r} is not text: {caption!r}")
     return image, caption

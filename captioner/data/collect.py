@@ -1,4 +1,4 @@
-"""Find the image files among the files and folders that a person names."""
+"""Find the image files among the files and folders that a user names."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ REASONS_SHOWN = 6
 
 @dataclass
 class Found:
-    """Image files in order, what was left out and why, and what could not be read."""
+    """Image files in order, files left out by reason, and errors."""
 
     images: list[Path] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)  # files of folders, by reason
-    folders: int = 0  # inside folders, not searched
-    problems: list[DataError] = field(default_factory=list)  # one for each path
+    skipped: Counter[str] = field(default_factory=Counter)  # files in folders, by reason
+    folders: int = 0  # subfolders that were not searched
+    problems: list[DataError] = field(default_factory=list)  # one per path
 
     def summary(self) -> str:
-        """One line about what was left out; empty if nothing was."""
+        """Return one line about what was left out; empty if nothing was."""
         parts = []
         if self.skipped:
             total, shown = self.skipped.total(), self.skipped.most_common(REASONS_SHOWN)
@@ -33,16 +33,16 @@ class Found:
             reasons += [f"{others:,} of other kinds"] if others else []
             parts.append(f"skipped {total:,} file{'s' * (total > 1)}: {', '.join(reasons)}")
         if self.folders:
-            parts.append(f"folders inside were not searched: {self.folders:,}; give --recursive")
+            parts.append(f"subfolders not searched: {self.folders:,}; give --recursive")
         return "; ".join(parts)
 
 
 def find_images(sources: Sequence[str | Path], recursive: bool = False) -> Found:
     """Find the image files among `sources` and in the folders among them.
 
-    A file that is named is taken as it is. Of a folder, in order of name, only visible files with
-    an image's suffix are taken. With `recursive` the folders inside are searched, links to folders
-    too; each folder once, so links may form a loop. "-" is the standard input.
+    A named file is taken whatever its suffix. Of a folder, visible files with an image suffix are
+    taken, sorted by name. With `recursive` its subfolders are searched, also through links, each
+    folder once, so links may form a loop. "-" is the standard input.
     """
     found = Found()
     for source in sources:
@@ -50,14 +50,14 @@ def find_images(sources: Sequence[str | Path], recursive: bool = False) -> Found
         try:
             if source == "":
                 raise FileNotFoundError
-            path.stat()  # unlike is_dir it says why not
+            path.stat()  # unlike is_dir it raises the reason
             if path.is_dir():
                 found.images += sorted(_images(path, recursive, found))
             else:
                 found.images.append(path)
         except FileNotFoundError:
-            what = f"{path} is a broken link" if path.is_symlink() else ""
-            missing = f"no picture or folder at {path if source else repr(source)}"
+            what = f"{path}: it is a broken link" if path.is_symlink() else ""
+            missing = f"no image or folder at {path if source else repr(source)}"
             found.problems.append(DataError(what or missing))
         except (OSError, ValueError) as error:  # ValueError: a null character in the name
             found.problems.append(_unreadable(path, error))
@@ -65,10 +65,10 @@ def find_images(sources: Sequence[str | Path], recursive: bool = False) -> Found
 
 
 def _images(folder: Path, recursive: bool, found: Found) -> Iterator[Path]:
-    """The image files of a folder; what is left out is noted in `found`."""
+    """Yield the image files of a folder and note in `found` what is left out."""
     folders, links, searched = [folder], list[Path](), set()
     while folders or links:
-        directory = (folders or links).pop()  # links last: a folder goes by its own name
+        directory = (folders or links).pop()  # links last: a folder keeps its own name
         try:
             status = directory.stat()
             if (status.st_dev, status.st_ino) in searched:
@@ -92,13 +92,13 @@ def _images(folder: Path, recursive: bool, found: Found) -> Iterator[Path]:
 
 
 def _left_out(entry: os.DirEntry[str]) -> str | None:
-    """Why an entry of a folder is no image to caption, None if it is; "" is not worth a word."""
+    """Return why an entry of a folder is left out: None if it is not, "" to leave it unsaid."""
     hidden, suffix = entry.name.startswith("."), Path(entry.name).suffix.lower()
     try:
         if entry.is_dir():
             return "" if hidden else "folder"
         regular = entry.is_file()
-    except OSError:  # links that lead to themselves
+    except OSError:  # a link to itself
         regular = False
     if hidden:
         return "hidden" if suffix in SUFFIXES else ""
@@ -111,5 +111,5 @@ def _left_out(entry: os.DirEntry[str]) -> str | None:
 
 def _unreadable(path: Path, error: OSError | ValueError) -> DataError:
     if isinstance(error, PermissionError):
-        return DataError(f"{path} may not be read: check its permissions")
-    return DataError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
+        return DataError(f"{path}: permission denied; make it readable")
+    return DataError(f"{path}: it cannot be read: {getattr(error, 'strerror', None) or error}")

@@ -1,8 +1,7 @@
-"""A prepared data folder as examples, and batches of pictures with all their captions."""
+"""Read prepared data folders as examples, and make batches of images with their captions."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -15,18 +14,19 @@ from torch import Tensor
 from captioner.data.feature_store import FeatureStore
 from captioner.data.vocabulary import Vocabulary, tokenize
 from captioner.errors import DataError
+from captioner.files import read_json
 from captioner.model.decoder import PackedCaptions
 from captioner.tokens import BOS, EOS
 
-# Features of the examples at some indices, mirrored where it says so.
+# Returns the features of the examples at some indices, some of them mirrored.
 Reader: TypeAlias = Callable[[Sequence[int], Sequence[bool]], Tensor]
 
-_SIDES = frozenset({"left", "right"})  # a caption with these is untrue of the mirrored picture
+_SIDES = frozenset({"left", "right"})  # a caption with one of these is false of the mirrored image
 
 
 @dataclass(frozen=True)
 class Example:
-    """One picture with its captions as text."""
+    """One image with its captions as text."""
 
     image: str  # file name relative to the images folder
     image_id: int
@@ -58,8 +58,8 @@ class Batch:
 class CaptionDataset:
     """One split of a prepared folder, or of several; raises DataError if one is unusable.
 
-    `vocabulary` is the folder's own unless given; several folders need one, and features of the
-    same encoder. `reader` gives the features: at first those of the folders.
+    A single folder has its own vocabulary; several need `vocabulary`, and features of the same
+    encoder. `reader` returns the features; it begins as the reader of the stored ones.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class CaptionDataset:
         self.reader: Reader = self._stored
         self.split = split
         self.examples: list[Example] = []
-        self.folder_of: list[int] = []  # for each example the number of its folder
+        self.folder_of: list[int] = []  # index of each example's folder
         for number, folder in enumerate(folders):
             own = _examples_of_split(folder, split, self.stores[number])
             self.examples += own
@@ -86,8 +86,8 @@ class CaptionDataset:
             ours, theirs = self.store.encoder, self.stores[number].encoder
             if ours != theirs:
                 raise DataError(
-                    f"{folder} has features of {theirs}, {folders[0]} of {ours}; prepare both with "
-                    "the same encoder"
+                    f"{folder}: its features are of {theirs}, those of {folders[0]} are of {ours}; "
+                    "prepare both with the same encoder"
                 )
         self.tokens: list[list[list[int]]] = []
         for example in self.examples:
@@ -98,9 +98,9 @@ class CaptionDataset:
         return len(self.examples)
 
     def features(self, indices: Sequence[int], mirrored: Sequence[bool] | None = None) -> Tensor:
-        """Features (B, L, D) in float32 of the examples at `indices`, as `reader` gives them.
+        """Return the features (B, L, D), float32, of the examples at `indices`.
 
-        Where a caption tells left from right, the picture is never mirrored.
+        An image whose captions name a side, left or right, is never mirrored.
         """
         flips = mirrored if mirrored is not None else [False] * len(indices)
         true_of = [
@@ -129,11 +129,11 @@ class CaptionDataset:
         seed: int | None = None,
         skip: int = 0,
     ) -> Iterator[Batch]:
-        """All pictures once, shuffled by `seed` (None: in order), without the first `skip` batches.
+        """Yield every image once, shuffled by `seed` unless it is None, after `skip` batches.
 
-        With `weights`, one for each folder, as many images, but those of a folder more or less
-        often than once. With `equal_images` an image with fewer captions than `captions_per_image`
-        repeats its own. The same seed gives the same batches, wherever one begins.
+        `weights`, one for each folder, change how often its images occur; their number stays the
+        same. With `equal_images` an image with fewer captions than `captions_per_image` repeats
+        its own. The same seed yields the same batches, whatever `skip` is.
         """
         generator = torch.Generator().manual_seed(seed or 0)
         order = list(range(len(self)))
@@ -158,7 +158,7 @@ class CaptionDataset:
     def _weighted(
         self, order: Sequence[int], weights: Sequence[float], generator: torch.Generator
     ) -> list[int]:
-        """As many indices as in `order`, each folder's in proportion to its size and weight."""
+        """Return as many indices as `order` has, by folder in proportion to size times weight."""
         by_folder: list[list[int]] = [[] for _ in weights]
         for index in order:
             by_folder[self.folder_of[index]].append(index)
@@ -168,11 +168,11 @@ class CaptionDataset:
             count = round(len(order) * share / sum(shares))
             whole, rest = divmod(count, len(own))
             mixed += own * whole + own[:rest]
-        mixed = (mixed + list(order))[: len(order)]  # rounding may lack one
+        mixed = (mixed + list(order))[: len(order)]  # rounding may leave one short
         return [mixed[k] for k in torch.randperm(len(mixed), generator=generator).tolist()]
 
     def number_of_batches(self, batch_images: int) -> int:
-        """How many batches an epoch has."""
+        """Return the number of batches in an epoch."""
         return -(-len(self) // batch_images)
 
 
@@ -230,16 +230,16 @@ def _examples_of_split(folder: Path, split: str, store: FeatureStore) -> list[Ex
     examples = [example for example in everything if example.split == split]
     if not examples:
         splits = sorted({example.split for example in everything})
-        raise DataError(f"{folder} has no split {split!r}; it has {', '.join(splits)}")
+        raise DataError(f"{folder}: it has no split {split!r}; choose from {', '.join(splits)}")
     if max(example.row for example in examples) >= len(store.keys):
         raise DataError(
-            f"{folder}: examples.json names rows that the features lack; run data_prep again"
+            f"{folder}: examples.json names rows that are not in the features; run data_prep again"
         )
     return examples
 
 
 def joint_vocabulary(folders: Sequence[Path | str], min_count: int) -> Vocabulary:
-    """Return the vocabulary of a prepared folder, or that of all training captions of several."""
+    """Return a prepared folder's vocabulary, or make one of the training captions of several."""
     if len(folders) == 1:
         return Vocabulary.load(Path(folders[0]) / "vocabulary.json")
     captions = (
@@ -253,18 +253,13 @@ def joint_vocabulary(folders: Sequence[Path | str], min_count: int) -> Vocabular
 
 
 def read_examples(folder: Path) -> list[Example]:
-    """The examples of every split of a prepared folder; raises DataError if there are none."""
-    path = folder / "examples.json"
+    """Return the examples of every split of a prepared folder; raises DataError if it has none."""
+    path, again = folder / "examples.json", "run data_prep again"
+    if folder.is_file():
+        raise DataError(f"{folder}: it is a file; give the folder that data_prep made")
+    missing = f"no prepared data at {folder}; make it with `python -m data_prep` (see README)"
+    entries = read_json(path, missing=missing, advice=again)
     try:
-        entries = json.loads(path.read_text("utf-8"))
         return [Example(**{**entry, "captions": tuple(entry["captions"])}) for entry in entries]
-    except FileNotFoundError:
-        raise DataError(
-            f"no prepared data at {folder}; make it with `python -m data_prep` (see README)"
-        ) from None
-    except NotADirectoryError:
-        raise DataError(f"{folder} is a file; give the folder that data_prep made") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} is damaged ({error}); run data_prep again") from None
+    except (TypeError, KeyError) as error:
+        raise DataError(f"{path}: it is damaged ({error!r}); {again}") from None

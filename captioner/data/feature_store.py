@@ -1,4 +1,4 @@
-"""The feature store: CNN features of many pictures in one memory-mapped file, written resumably."""
+"""Store the CNN features of many images in one memory-mapped file, written resumably."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ import numpy.typing as npt
 
 from captioner.config import EncoderConfig, from_dict
 from captioner.errors import DataError
-from captioner.files import read_json, write_text
+from captioner.files import read_json, write_json, write_text
 
 PENDING, DONE, UNREADABLE = range(3)
 
 
 @dataclass(frozen=True)
 class Source:
-    """The file that a row was made from."""
+    """The image file whose features a row holds."""
 
     sha256: str  # of its bytes
-    stamp: tuple[int, ...]  # size, times of change (ns) and inode: while they stay, so does sha256
+    stamp: tuple[int, ...]  # size, mtime (ns), ctime (ns), inode; unchanged: same sha256
 
     @classmethod
     def of(cls, path: Path, known: Source | None = None) -> Source | None:
-        """Return the source at `path`, None where no file can be read.
+        """Return the source at `path`, or None if the file cannot be read.
 
-        The file is read only if its stamp is not that of `known`.
+        The file is hashed only if its stamp differs from that of `known`.
         """
         try:
             found = path.stat()
@@ -50,12 +50,12 @@ class Source:
 
 
 class FeatureStore:
-    """Features (N, views, L, D) in float16 on disk, a row a picture; view 1 is its mirror image.
+    """Features (N, views, L, D), float16 on disk, one row per image; view 1 is mirrored.
 
     Three files: `features.json` (shape, encoder, keys of the rows), `features.f16` (the values) and
-    `features.state` (a byte a row: PENDING, DONE or UNREADABLE). A row is marked only after its
-    values are written, so an interrupted run goes on where it stopped. A fourth one,
-    `features.sources.json`, knows the file of each row; a store without it is usable all the same.
+    `features.state` (one byte per row: PENDING, DONE or UNREADABLE). A row is marked only after its
+    values are written, so an interrupted run resumes where it stopped. The optional
+    `features.sources.json` holds the source of each row.
 
     Raises DataError if a file is missing, damaged or truncated.
     """
@@ -71,7 +71,7 @@ class FeatureStore:
         self._row_bytes = _row_bytes(self.shape)
         _check_size(folder / "features.f16", rows * self._row_bytes)
         _check_size(folder / "features.state", rows)
-        # Only read through the map, in either mode: `write` says why.
+        # The map is read-only in both modes; `write` says why.
         self.values: npt.NDArray[np.float16] = np.memmap(
             folder / "features.f16", np.float16, "r", shape=(rows, *self.shape)
         )
@@ -91,31 +91,18 @@ class FeatureStore:
     ) -> FeatureStore:
         """Open a store for writing: a new one, or the one in the folder, finished or not.
 
-        shape is (views, L, D). With `sources`, by key, a store of other pictures becomes one of
-        these: rows of the same source are kept, wherever they stand then, those of a changed one
-        are pending again, and pictures that are not among the keys are forgotten. The row of a
-        picture without a source (it is not there now) stays as it is. `before_change` is called
-        before any of that. Without `sources` the keys must be those of the store.
+        shape is (views, L, D). With `sources`, by key, an existing store is adapted to `keys`: the
+        rows of unchanged sources are kept, though they may move, those of changed sources are
+        pending again, and keys that are not given are dropped. The row of a key without a source
+        (its file is missing now) stays as it is. `before_change` is called before any change.
+        Without `sources` the keys must be those of the store.
 
-        Raises DataError if the folder holds features of other pictures only or of another encoder,
-        cannot be written, or lies on a disk without room for them.
+        Raises DataError if the folder holds only features of other images, or those of another
+        encoder, if it cannot be written, or if its disk is too small for the features.
         """
         header = {"shape": list(shape), "encoder": asdict(encoder), "keys": list(keys)}
         if (folder / "features.json").exists():
-            old = _read_header(folder)
-            others = old["keys"] != header["keys"]
-            if sources is not None:
-                others = set(old["keys"]).isdisjoint(keys)
-            if others or any(old[name] != header[name] for name in ("shape", "encoder")):
-                raise DataError(
-                    f"{folder} holds features made from other pictures or with other encoder "
-                    "settings; give another --out or remove it"
-                )
-            if sources is not None:
-                try:
-                    _Change(folder, old, keys, sources).make(before_change)
-                except OSError as error:
-                    raise _unwritable(folder, error) from None
+            _adapt(folder, header, sources, before_change)
             store = cls(folder, "r+")
             _check_space(folder, len(store.pending()) * store._row_bytes)
             return store
@@ -126,19 +113,19 @@ class FeatureStore:
             (folder / "features.state").write_bytes(bytes(len(keys)))
             if sources is not None:
                 _write_sources(folder, sources)
-            _write_header(folder, header)  # last: what has a header is complete in form
+            _write_header(folder, header)  # last: it completes the store
         except OSError as error:
             raise _unwritable(folder, error) from None
         return cls(folder, "r+")
 
     def pending(self) -> list[int]:
-        """Rows without features, in order: those not reached yet and the unreadable pictures."""
+        """Return the rows without features, in order: pending ones and unreadable images."""
         return [int(row) for row in np.flatnonzero(self.state != DONE)]
 
     def write(self, rows: Sequence[int], features: npt.NDArray[np.floating[Any]]) -> None:
         """Store features (len(rows), views, L, D) and mark the rows as done.
 
-        Raises DataError when the disk is full; what was marked before stays good.
+        Raises DataError if the disk is full; rows marked before stay valid.
         """
         features = np.asarray(features, np.float16)
         assert features.shape == (len(rows), *self.shape)
@@ -150,22 +137,46 @@ class FeatureStore:
                     file.write(value.tobytes())
         except OSError as error:
             raise DataError(
-                f"cannot write features to {self.folder}: {error.strerror}; when that is mended, "
-                "the same command goes on where it stopped"
+                f"cannot write features to {self.folder}: {error.strerror}; solve that and run the "
+                "same command: it resumes where it stopped"
             ) from None
         self.state[list(rows)] = DONE
 
     def mark_unreadable(self, row: int) -> None:
-        """Remember that this picture could not be read when it was tried last."""
+        """Mark the row of an image that cannot be read."""
         self.state[row] = UNREADABLE
 
 
-class _Change:
-    """How the store in a folder becomes one of other keys or of files that have changed.
+def _adapt(
+    folder: Path,
+    header: dict[str, Any],
+    sources: Mapping[str, Source | None] | None,
+    before_change: Callable[[], object],
+) -> None:
+    """Change the store in a folder into one with the header's keys; raises DataError if it cannot.
 
-    Every step leaves a store that the next attempt can begin with: a row is pending before its
-    meaning changes, the files are as long as the longer of both stores until the header has told
-    which one it is, and a row that moves is done only after that.
+    Without `sources` only check that it has these keys.
+    """
+    old, keys = _read_header(folder), header["keys"]
+    others = old["keys"] != keys if sources is None else set(old["keys"]).isdisjoint(keys)
+    if others or any(old[name] != header[name] for name in ("shape", "encoder")):
+        raise DataError(
+            f"{folder}: it holds features of other images or with other encoder settings; "
+            "give another --out or remove the folder"
+        )
+    if sources is not None:
+        try:
+            _Change(folder, old, keys, sources).make(before_change)
+        except OSError as error:
+            raise _unwritable(folder, error) from None
+
+
+class _Change:
+    """The adaptation of a store to other keys or to changed files.
+
+    It can be interrupted after every step and started again: a row becomes pending before its
+    meaning changes, the files keep the length of the longer store until the header is replaced,
+    and a row that moves is marked as done only after that.
     """
 
     def __init__(
@@ -189,7 +200,7 @@ class _Change:
         self._stale = self._changed(set(keys).intersection(old))
 
     def make(self, before_change: Callable[[], object]) -> None:
-        """Carry it out, if there is anything to change."""
+        """Adapt the store, if there is anything to change."""
         old, new, state = self._header["keys"], self._keys, self._state
         known = {} if self._known is None else self._known
         after = {key: self._sources.get(key) or known.get(key) for key in new}
@@ -216,8 +227,8 @@ class _Change:
         self._resize(len(new))
 
     def _changed(self, keys: set[str]) -> set[str]:
-        """Those of the keys whose features are not of the file that is there now."""
-        if self._known is None:  # a store that knows no sources: what is newer than it has changed
+        """Return the keys whose features were not computed from the present file."""
+        if self._known is None:  # no sources: a file newer than the store has changed
             written = (self._folder / "features.f16").stat().st_mtime_ns
             return {
                 key for key in keys
@@ -242,10 +253,10 @@ class _Change:
 
 
 def _layout(old: Sequence[str], keys: Sequence[str]) -> tuple[list[str], dict[int, int]]:
-    """The keys of the new rows, and which old rows move where.
+    """Return the keys of the new rows, and the new row of each old one that moves.
 
-    What stays keeps its row; new pictures take the rows of those that are gone, then further ones;
-    rows still free are filled from the end.
+    Kept keys keep their rows. New keys take the rows of dropped ones, then rows at the end. Rows
+    that are still free are filled from the end.
     """
     wanted, had = set(keys), set(old)
     rows: list[str | None] = [key if key in wanted else None for key in old]
@@ -265,7 +276,7 @@ def _layout(old: Sequence[str], keys: Sequence[str]) -> tuple[list[str], dict[in
 
 
 def read_sources(folder: Path) -> dict[str, Source] | None:
-    """Return the file of each key; None for a store that does not know them, or no store."""
+    """Return the source of each key, or None if the folder has no store or no sources."""
     path = folder / "features.sources.json"
     if not path.exists():
         return None
@@ -276,8 +287,8 @@ def read_sources(folder: Path) -> dict[str, Source] | None:
         }
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path}: it is damaged ({error}); remove it to keep the features as they are, or the "
-            "folder to make them anew"
+            f"{path}: it is damaged ({error}); remove it to keep the features, or remove the "
+            "folder to compute them again"
         ) from None
 
 
@@ -291,9 +302,7 @@ def _write_sources(folder: Path, sources: Mapping[str, Source | None]) -> None:
 
 
 def _write_header(folder: Path, header: dict[str, Any]) -> None:
-    partial = folder / "features.json.part"
-    partial.write_text(json.dumps(header), "utf-8")
-    partial.replace(folder / "features.json")
+    write_json(folder / "features.json", header, indent=None)
 
 
 def _unwritable(folder: Path, error: OSError) -> DataError:
@@ -308,12 +317,12 @@ def _check_size(path: Path, expected: int) -> None:
     size = path.stat().st_size if path.is_file() else 0
     if size > expected:
         raise DataError(
-            f"{path} has {size} bytes, expected {expected}: a change of it was interrupted; "
+            f"{path}: it has {size} bytes instead of {expected}, as a run was interrupted; "
             "run data_prep again"
         )
     if size != expected:
         raise DataError(
-            f"{path} has {size} bytes, expected {expected}: it is truncated; "
+            f"{path}: it is truncated ({size} bytes instead of {expected}); "
             "remove the folder and run data_prep again"
         )
 
@@ -322,19 +331,15 @@ def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DataError(
-            f"the features need {needed / 1e9:,.1f} GB but {folder} has {free / 1e9:,.1f} GB free; "
-            "make room, give another --out, or store less: a smaller --grid, no --mirror"
+            f"{folder}: the features need {needed / 1e9:,.1f} GB, but {free / 1e9:,.1f} GB are "
+            "free; make room, give another --out, or store less: a smaller --grid, no --mirror"
         )
 
 
 def _read_header(folder: Path) -> dict[str, Any]:
     path = folder / "features.json"
-    try:
-        header = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"no features at {folder}; make them with `python -m data_prep`") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from None
+    missing = f"no features at {folder}; make them with `python -m data_prep`"
+    header = read_json(path, missing=missing, advice="run data_prep again")
     shape, encoder, keys = (
         header.get(name) if isinstance(header, dict) else None
         for name in ("shape", "encoder", "keys")
@@ -345,5 +350,5 @@ def _read_header(folder: Path) -> dict[str, Any]:
         or not all(isinstance(size, int) and size > 0 for size in shape)
         or not keys
     ):
-        raise DataError(f"{path} is not a feature store's header; run data_prep again")
+        raise DataError(f"{path}: it is not the header of a feature store; run data_prep again")
     return cast(dict[str, Any], header)

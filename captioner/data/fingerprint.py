@@ -1,4 +1,4 @@
-"""Tell prepared data folders apart by what is in them, part by part."""
+"""Compare prepared data folders by their content, part by part."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any, TypeAlias
 from captioner.errors import DataError
 from captioner.files import read_json
 
-Fingerprint: TypeAlias = dict[str, str]  # part -> digest; "" where the folder does not tell
+Fingerprint: TypeAlias = dict[str, str]  # part -> digest; "" if unknown
 
 PARTS = ("captions", "splits", "vocabulary", "encoder", "features")
 
 
 def fingerprint(folder: Path | str) -> Fingerprint:
-    """Return a digest of each part of a prepared folder; its place and its order do not count.
+    """Return a digest of each part of a prepared folder, independent of its path and order.
 
-    The features themselves are not read: the images that they were made of stand for them, where
-    `features.sources.json` tells those. Raises DataError for a missing or damaged file.
+    The features themselves are not read. The images they were computed from stand for them, if
+    `features.sources.json` lists those. Raises DataError for a missing or damaged file.
     """
     folder = Path(folder)
     entries, header = read_json(folder / "examples.json"), read_json(folder / "features.json")
@@ -44,14 +44,17 @@ def fingerprints(folders: Sequence[Path | str]) -> list[Fingerprint]:
 
 
 def differences(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
-    """Return the parts in which two folders differ; a part that either does not tell is no one."""
+    """Return the parts in which two folders differ, of those that are known of both."""
     return [
         part for part in PARTS if one.get(part) and other.get(part) and one[part] != other[part]
     ]
 
 
 def split_otherwise(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
-    """Whether two folders hold the same captions in other splits: one trains on the other's val."""
+    """Return whether two folders hold the same captions in other splits.
+
+    The val split of one may then be in the train split of the other.
+    """
     parts = differences(one, other)
     return bool(one.get("captions")) and "captions" not in parts and "splits" in parts
 
@@ -62,7 +65,7 @@ def _sources(folder: Path, images: Sequence[str]) -> str:
         return ""
     known = read_json(path)
     digests = [known.get(image) for image in images]
-    # An entry is the digest alone, or the digest and when and how large the file was.
+    # An entry is the digest alone, or the digest followed by the file's size and times.
     return _digest([own[0] if isinstance(own, list) and own else own for own in digests])
 
 

@@ -1,4 +1,4 @@
-"""Turn anything a person may hand in into an upright RGB picture: the one gate for pictures."""
+"""Open an image from any kind of source as upright RGB: every image enters here."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ ImageSource: TypeAlias = (
     "| npt.NDArray[np.generic] | torch.Tensor"
 )
 
-MAX_PIXELS = 120_000_000  # the largest cameras; a decoded RGB picture of this size takes 360 MB
-MAX_BYTES = 500_000_000  # of a file object or pipe, whose size is not known beforehand
+MAX_PIXELS = 120_000_000  # the largest cameras; decoded to RGB this takes 360 MB
+MAX_BYTES = 500_000_000  # of a file object or a pipe, whose size is not known in advance
 
-# Pillow knows more, but a picture of unknown origin must not reach, say, Ghostscript through EPS.
+# Pillow reads more, but an untrusted image must not reach, for example, Ghostscript through EPS.
 FORMATS = (
     "AVIF",
     "BMP",
@@ -43,7 +43,7 @@ FORMATS = (
     "TIFF",
     "WEBP",
 )
-# File names end so, by format; HEIF is read by pillow-heif, which is loaded when one comes.
+# File suffixes by format; HEIF is read by pillow-heif, which is imported when it is needed.
 SUFFIXES = frozenset(
     {
         ".avif", ".avifs",
@@ -60,7 +60,7 @@ _HEIF_BRANDS = tuple(
     b"heic heix heim heis hevc hevx hevm hevs mif1 msf1".split()
 )  # in a file's first box
 
-# What brings a picture upright, by the value of its EXIF tag Orientation.
+# The transposition that turns an image upright, by the value of its EXIF tag Orientation.
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Transpose.FLIP_LEFT_RIGHT,
@@ -75,27 +75,27 @@ _BITS_PER_SAMPLE = 258  # a tag of TIFF
 
 
 def open_image(source: ImageSource) -> Image.Image:
-    """Read a picture as upright RGB.
+    """Return an image as upright RGB.
 
-    Accepts a path (of a pipe, too), encoded bytes, a binary file object, a PIL image, an array
+    Accepts a path, also of a pipe, encoded bytes, a binary file object, a PIL image, an array
     (H, W), (H, W, 3) or (H, W, 4), or a tensor, whose channels may also come first, as in torch.
-    EXIF rotation is applied, transparency is laid on white, and of an animation the first frame is
-    taken.
+    EXIF rotation is applied, transparent parts become white, and an animation is represented by its
+    first frame.
 
-    The type says what is white, never the values: 1 for floats, 65535 for uint16, 255 for all
-    other integers; for files, the largest number of their bits. Values outside are refused; floats
-    may overshoot a little, as after resizing, and are clipped.
+    The type decides the value of white, never the values: 1 for floats, 65535 for uint16, 255 for
+    all other integers, and for files the maximum of their bit depth. Values outside this range are
+    refused; floats may overshoot a little, as after resizing, and are clipped.
 
-    Raises DataError if the source is not a picture, is damaged, or declares over MAX_PIXELS pixels.
+    Raises DataError if the source is not an image, is damaged, or declares over MAX_PIXELS pixels.
     """
     name = _name(source)
     try:
         with warnings.catch_warnings():
-            # Of many pixels (our own bound is stricter) and of odd metadata (they do not matter).
+            # About many pixels (our own bound is stricter) and strange metadata (it is not used).
             warnings.simplefilter("ignore")
             if isinstance(source, Image.Image):
                 rgb = _to_rgb(source, name)
-                return rgb.copy() if rgb is source else rgb  # theirs may be closed or drawn upon
+                return rgb.copy() if rgb is source else rgb  # the caller may close its own
             array = _array(source)
             if array is not None:
                 return _to_rgb(Image.fromarray(_to_uint8(array, name)), name)
@@ -103,36 +103,40 @@ def open_image(source: ImageSource) -> Image.Image:
                 return _to_rgb(image, name)
     except DataError:
         raise
-    except FileNotFoundError:
-        hint = " (a URL: download the picture and give its file)" if "://" in name else ""
-        raise DataError(f"no picture at {name}{hint}") from None
-    except IsADirectoryError:
-        raise DataError(f"{name} is a folder, not a picture") from None
-    except PermissionError:
-        raise DataError(f"{name} may not be read: check its permissions") from None
-    except Image.DecompressionBombError:
-        raise DataError(_too_large(name)) from None
-    except UnidentifiedImageError:
-        raise DataError(f"{name} is not a picture in a known format") from None
     except Exception as error:
-        # Pillow's decoders raise nearly anything for damaged files: OSError, SyntaxError,
+        # Pillow's decoders raise almost anything for damaged files: OSError, SyntaxError,
         # ValueError, struct.error, RuntimeError ...
-        reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{name} cannot be read: {reason}") from error
+        raise DataError(_reason(error, name)) from error
+
+
+def _reason(error: Exception, name: str) -> str:
+    """Return why an image cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        hint = "; it is a URL: download the image and give its file" if "://" in name else ""
+        return f"no image at {name}{hint}"
+    if isinstance(error, IsADirectoryError):
+        return f"{name}: it is a folder; give an image file"
+    if isinstance(error, PermissionError):
+        return f"{name}: permission denied; make it readable"
+    if isinstance(error, Image.DecompressionBombError):
+        return _too_large(name)
+    if isinstance(error, UnidentifiedImageError):
+        return f"{name}: it is not an image in a known format; give a JPEG, PNG or WebP file"
+    return f"{name}: it cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def _name(source: Any) -> str:
-    """What to call a picture in an error: its path where it has one."""
+    """Return the name of an image in an error: its path if it has one."""
     if not isinstance(source, str | PathLike):
         source = getattr(source, "name", None)  # of a file object
-    return os.fsdecode(source) if isinstance(source, str | PathLike) else "the picture"
+    return os.fsdecode(source) if isinstance(source, str | PathLike) else "the image"
 
 
 def _array(source: Any) -> npt.NDArray[np.generic] | None:
-    """Arrays and tensors as (H, W) or (H, W, C); None for everything else."""
+    """Return an array or a tensor as (H, W) or (H, W, C), and None for everything else."""
     if isinstance(source, np.ndarray):
         return source
-    torch = sys.modules.get("torch")  # who hands in a tensor has imported it
+    torch = sys.modules.get("torch")  # whoever gives a tensor has imported it
     if torch is None or not isinstance(source, torch.Tensor):
         return np.asarray(source) if hasattr(source, "__array__") else None
     tensor = source.detach().cpu()
@@ -145,15 +149,15 @@ def _array(source: Any) -> npt.NDArray[np.generic] | None:
 
 
 def _open(source: Any, name: str) -> Image.Image:
-    """Read the header only; the pixels follow when they are asked for."""
+    """Open an encoded image; its pixels are decoded later."""
     stream: io.BytesIO | Path
     if isinstance(source, bytes | bytearray | memoryview):
         stream = io.BytesIO(source)
     elif isinstance(source, io.TextIOBase):
-        raise DataError(f'{name} is open as text; open it with mode "rb"')
+        raise DataError(f'{name}: it is open as text; open it with mode "rb"')
     elif hasattr(source, "read"):
         if hasattr(source, "seekable") and source.seekable():
-            source.seek(0)  # Pillow does the same: who has just written it stands at its end
+            source.seek(0)  # as Pillow does: a file that was just written is at its end
         stream = _content(source, name)
     elif isinstance(source, str | PathLike):
         stream = Path(os.fsdecode(source))
@@ -163,11 +167,11 @@ def _open(source: Any, name: str) -> Image.Image:
                 stream = _content(pipe, name)
     else:
         raise DataError(
-            f"{type(source).__name__} is not a type of picture; give a path, bytes, a file object, "
-            "a PIL image, an array or a tensor"
+            f"{type(source).__name__}: it is not a type of image; give a path, bytes, a file "
+            "object, a PIL image, an array or a tensor"
         )
     if (stream.stat().st_size if isinstance(stream, Path) else len(stream.getbuffer())) == 0:
-        raise DataError(f"{name} is empty (0 bytes)")
+        raise DataError(f"{name}: it is empty (0 bytes)")
     Image.init()  # fills Image.OPEN; an older Pillow lacks AVIF
     try:
         return Image.open(stream, formats=[format for format in FORMATS if format in Image.OPEN])
@@ -181,9 +185,10 @@ def _open(source: Any, name: str) -> Image.Image:
 def _content(stream: IO[bytes], name: str) -> io.BytesIO:
     content = stream.read(MAX_BYTES + 1)
     if not isinstance(content, bytes):
-        raise DataError(f"{name} gave {type(content).__name__} when read; it must give bytes")
+        kind = type(content).__name__
+        raise DataError(f"{name}: its read() returns {kind}; give a file object of bytes")
     if len(content) > MAX_BYTES:
-        raise DataError(f"{name} holds more than {MAX_BYTES // 10**6} MB; shrink it")
+        raise DataError(f"{name}: it has more than {MAX_BYTES // 10**6} MB; shrink it")
     return io.BytesIO(content)
 
 
@@ -203,7 +208,7 @@ def _register_heif(name: str) -> None:
         from pillow_heif import register_heif_opener
     except ImportError:
         raise DataError(
-            f"{name} is a HEIC picture, and pillow-heif is not installed: pip install pillow-heif"
+            f"{name}: HEIC images need pillow-heif, which is missing; pip install pillow-heif"
         ) from None
     register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
@@ -211,14 +216,14 @@ def _register_heif(name: str) -> None:
 def _too_large(name: str, size: tuple[int, int] | None = None) -> str:
     declared = f"{size[0]} x {size[1]}" if size else "a size"
     most = MAX_PIXELS // 10**6
-    return f"{name} declares {declared} of more than {most} million pixels; shrink it"
+    return f"{name}: it declares {declared} of more than {most} million pixels; shrink it"
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if image.width * image.height > MAX_PIXELS:
         raise DataError(_too_large(name, image.size))
     if image.width == 0 or image.height == 0:
-        raise DataError(f"{name} has no pixels")
+        raise DataError(f"{name}: it has no pixels")
     image.load()
     white = _white(image)
     turn = _UPRIGHT.get(_orientation(image))
@@ -234,22 +239,22 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation; 1, upright, where the EXIF data is damaged."""
+    """Return the EXIF orientation; 1, upright, if the EXIF data is damaged."""
     try:
-        # ImageOps.exif_transpose would also write the EXIF data anew, and fail on odd ones.
+        # ImageOps.exif_transpose would also rewrite the EXIF data and fail if it is damaged.
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:
         return 1
 
 
 def _white(image: Image.Image) -> float:
-    """The value of white in a grey picture of mode I;16, I or F, by its file's type."""
+    """Return the value of white in a grey image of mode I;16, I or F, by its file format."""
     if image.mode.startswith("I;16"):
         bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]  # 12 in some TIFFs
         return float(2**bits - 1)
     if image.mode == "I":
         return 65535.0 if image.format in ("PNG", "PPM") else 255.0
-    # Files of floats hold 0 to 1. Pillow's own mode F, that of a conversion, holds 0 to 255.
+    # Float files hold 0 to 1. Pillow's own mode F, the result of a conversion, holds 0 to 255.
     return 1.0 if image.format in ("TIFF", "PPM") else 255.0
 
 
@@ -261,32 +266,33 @@ def _to_uint8(array: npt.NDArray[np.generic], name: str) -> npt.NDArray[np.uint8
         if array.ndim == 3 and array.shape[0] in (1, 3, 4):
             hint = "; move the channels to the end"
         elif array.ndim == 4:
-            hint = "; give one picture at a time"
+            hint = "; give one image at a time"
         raise DataError(
-            f"{name} has shape {array.shape}; expected (H, W), (H, W, 3) or (H, W, 4){hint}"
+            f"{name}: its shape is {array.shape}, not (H, W), (H, W, 3) or (H, W, 4){hint}"
         )
     if array.size == 0:
-        raise DataError(f"{name} has no pixels")
+        raise DataError(f"{name}: it has no pixels")
     if array.dtype == np.uint8:
         return np.ascontiguousarray(array, dtype=np.uint8)
     if array.dtype == bool:
         return array.astype(np.uint8) * np.uint8(255)
     if array.dtype.kind not in "iuf":
-        raise DataError(f"{name} is of type {array.dtype}; give uint8, uint16 or float in 0 to 1")
+        wanted = "give uint8, uint16 or float in 0 to 1"
+        raise DataError(f"{name}: its type is {array.dtype}; {wanted}")
     white = 1.0 if array.dtype.kind == "f" else 65535.0 if array.dtype == np.uint16 else 255.0
     return _scaled(array, white, str(array.dtype), name)
 
 
 def _scaled(array: npt.NDArray[Any], white: float, kind: str, name: str) -> npt.NDArray[np.uint8]:
-    """Values of 0 to `white` as 0 to 255; raises DataError where they cannot be on that scale."""
+    """Scale values of 0 to `white` to 0 to 255; raises DataError if they are on another scale."""
     values = np.nan_to_num(array.astype(np.float32), posinf=np.inf, neginf=-np.inf)
     least, most = float(values.min()), float(values.max())
     slack = white / 2 if array.dtype.kind == "f" else 0.0
-    # Nearly black throughout: that is a picture in 0 to 1, made into Pillow's mode F as it was.
+    # A nearly black image: it was in 0 to 1 and was made into Pillow's mode F without scaling.
     too_dark = kind == "mode F" and white == 255 and 0 < most <= 1
     if least < -slack or most > white + slack or too_dark:
         raise DataError(
-            f"{name} holds values from {least:g} to {most:g}, but {kind} is read as 0 to "
-            f"{white:g}; bring them to that range"
+            f"{name}: its values go from {least:g} to {most:g}, but {kind} is read as 0 to "
+            f"{white:g}; scale them to that range"
         )
     return (values * (255 / white)).clip(0, 255).round().astype(np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -12,13 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from captioner.errors import DataError
+from captioner.files import read_json, write_json
 from captioner.tokens import BOS, EOS, PAD, SPECIAL, UNK
 
 if TYPE_CHECKING:
     from nltk.tokenize import RegexpTokenizer
 
-# Words that want another after them. Each ends fewer than 0.3 % of the times that it is written in
-# Flickr8k's training captions; "on", "by", "near" and "her" end more ("another dog looks on").
+# Words that need another word after them. In Flickr8k's training captions fewer than 0.3% of their
+# occurrences end a caption; "on", "by", "near" and "her" end more ("another dog looks on").
 BAD_ENDINGS = (
     "a", "an", "the", "his", "its", "their",
     "in", "of", "with", "at", "to", "for", "from", "into", "onto", "under", "through", "across",
@@ -41,7 +41,7 @@ _SPACE_BETWEEN_UNSPACED = re.compile(f"(?<=[{_UNSPACED}]) (?=[{_UNSPACED}])")
 
 
 def tokenize(caption: str) -> list[str]:
-    """Split a caption into lower-case words without punctuation."""
+    """Return the lower-case words of a caption, without punctuation."""
     return list(_tokenizer().tokenize(unicodedata.normalize("NFC", caption.lower())))
 
 
@@ -53,9 +53,9 @@ def _tokenizer() -> RegexpTokenizer:
 
 
 def characters(caption: str) -> str:
-    """Return a caption with spaces around each character of a script that has none between words.
+    """Return a caption with spaces around each character of a script written without spaces.
 
-    Marks stay with their character, words of other scripts stay whole.
+    Combining marks stay with their character; words of other scripts stay whole.
     """
     parts: list[str] = []
     for character in caption:
@@ -69,12 +69,12 @@ def characters(caption: str) -> str:
 
 
 def joined(words: Iterable[str]) -> str:
-    """Return the text of words, with spaces where their scripts have some."""
+    """Return words as text, with spaces between them unless their script has none."""
     return _SPACE_BETWEEN_UNSPACED.sub("", " ".join(words))
 
 
 def lacks_spaces(captions: Iterable[str]) -> bool:
-    """Whether most of the words found in captions are whole phrases, for lack of spaces.
+    """Return whether most words of the captions are whole phrases, for lack of spaces.
 
     A word of Chinese, Japanese, Thai, Lao, Khmer or Burmese has two to four characters on average.
     """
@@ -98,16 +98,16 @@ class Vocabulary:
 
     def __init__(self, words: Sequence[str]):
         if tuple(words[: len(SPECIAL)]) != SPECIAL:
-            raise DataError(f"a vocabulary begins with {', '.join(SPECIAL)}; found {words[:4]}")
+            raise DataError(f"vocabulary: it begins with {words[:4]}, not with {' '.join(SPECIAL)}")
         if len(set(words)) != len(words):
             twice = next(word for word, count in Counter(words).items() if count > 1)
-            raise DataError(f"the vocabulary holds {twice!r} twice")
+            raise DataError(f"vocabulary: it holds {twice!r} twice")
         self.words = tuple(words)
         self._ids = {word: index for index, word in enumerate(self.words)}
 
     @classmethod
     def build(cls, captions: Iterable[str], min_count: int = 5) -> Vocabulary:
-        """Collect the words seen at least `min_count` times, most frequent first."""
+        """Make the vocabulary of words that occur at least `min_count` times, frequent first."""
         counts = Counter(word for caption in captions for word in tokenize(caption))
         kept = [word for word, count in counts.items() if count >= min_count]
         return cls((*SPECIAL, *sorted(kept, key=lambda word: (-counts[word], word))))
@@ -121,15 +121,15 @@ class Vocabulary:
     __hash__ = None  # type: ignore[assignment]
 
     def bad_endings(self) -> list[int]:
-        """Ids of the words with which a caption breaks off in the middle of a phrase."""
+        """Return the ids of the words that leave a phrase unfinished when they end a caption."""
         return [self._ids[word] for word in BAD_ENDINGS if word in self._ids]
 
     def encode(self, caption: str) -> list[int]:
-        """Token ids of a caption's words, unknown words as UNK, without BOS and EOS."""
+        """Return the token ids of a caption, unknown words as UNK, without BOS and EOS."""
         return [self._ids.get(word, UNK) for word in tokenize(caption)]
 
     def decode(self, tokens: Iterable[int]) -> list[str]:
-        """Words of token ids up to EOS, without PAD and BOS."""
+        """Return the words of token ids up to EOS, without PAD and BOS."""
         words = []
         for token in tokens:
             if token == EOS:
@@ -139,18 +139,13 @@ class Vocabulary:
         return words
 
     def save(self, path: Path) -> None:
-        """Write the words as a JSON list."""
-        path.write_text(json.dumps(self.words, ensure_ascii=False, indent=0) + "\n", "utf-8")
+        """Write the words as a JSON list; raises DataError if that fails."""
+        write_json(path, self.words, indent=0)
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
-        """Read what `save` wrote; raises DataError if it is missing or not a list of words."""
-        try:
-            words = json.loads(path.read_text("utf-8"))
-        except OSError:
-            raise DataError(f"no vocabulary at {path}") from None
-        except ValueError as error:
-            raise DataError(f"{path} is not JSON: {error}") from None
+        """Read a vocabulary that `save` wrote; raises DataError if there is none."""
+        words = read_json(path, missing=f"no vocabulary at {path}")
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-            raise DataError(f"{path} does not hold a list of words")
+            raise DataError(f"{path}: it does not hold a list of words")
         return cls(words)

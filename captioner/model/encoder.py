@@ -107,13 +107,9 @@ class Encoder(nn.Module):
         """Stay in evaluation mode, which keeps the batch statistics of the pretrained network."""
         return super().train(False)
 
-    def seen(self, image: Image.Image) -> Image.Image:
-        """Return the part of an image that the network sees."""
-        return seen(image, self.config)
-
     def preprocess(self, image: Image.Image) -> Tensor:
         """Resize an RGB image to the network's square: uint8 (3, S, S)."""
-        square = self.seen(image).resize((self.image_size,) * 2, Image.Resampling.BICUBIC)
+        square = seen(image, self.config).resize((self.image_size,) * 2, Image.Resampling.BICUBIC)
         return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
     def unfreeze(self, blocks: int) -> None:

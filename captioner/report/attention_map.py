@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from captioner.errors import DataError
+from captioner.files import replacing
 
 
 def overlay(
@@ -69,7 +70,7 @@ def draw(
     if attention is None:
         raise DataError("this checkpoint's decoder has no attention to draw")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet(seen, words, attention).save(path, "PNG")
+        with replacing(path) as partial:
+            sheet(seen, words, attention).save(partial, "PNG")
     except OSError as error:
         raise DataError(f"cannot write {path}: {error.strerror}") from None

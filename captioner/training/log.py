@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from captioner.errors import DataError
+from captioner.files import read_text, replacing
 
 STEPS_BETWEEN_LINES = 20
 
@@ -72,10 +72,8 @@ class TrainingLog:
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
     """Return the entries of a run's log, in order; raise DataError if it has no log."""
-    try:
-        lines = (folder / "log.jsonl").read_text("utf-8").splitlines()
-    except OSError:
-        raise DataError(f"{folder}: no log.jsonl; give the folder of a training run") from None
+    missing = f"{folder}: no log.jsonl; give the folder of a training run"
+    lines = read_text(folder / "log.jsonl", missing=missing).splitlines()
     return [json.loads(line) for line in lines]
 
 
@@ -97,7 +95,6 @@ def plot_curves(folder: Path) -> Path:
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     path = folder / "curves.png"
-    partial = folder / "curves.part.png"
-    figure.savefig(partial, dpi=110)
-    partial.replace(path)
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=110, format="png")
     return path

@@ -160,7 +160,9 @@ def test_only_a_search_is_limited_to_its_beams(model, photo, sample, found):
 
 
 def test_a_broken_picture_is_named_without_its_folder(model, broken):
-    with pytest.raises(DataError, match=r"^broken\.jpg is not a picture in a known format$"):
+    with pytest.raises(
+        DataError, match=r"^broken\.jpg: it is not an image in a known format; give"
+    ):
         Service(model).answer(uploaded(broken), Request(**USUAL))
 
 
@@ -229,7 +231,7 @@ def test_the_api_says_what_is_wrong(client, photo, broken):
     from gradio_client import exceptions, handle_file
 
     with pytest.raises(
-        exceptions.AppError, match=r"^broken\.jpg is not a picture in a known format"
+        exceptions.AppError, match=r"^broken\.jpg: it is not an image in a known format"
     ):
         client.predict(handle_file(broken), api_name="/caption")
     with pytest.raises(exceptions.AppError, match="beam_size is 99; it must be a whole number"):

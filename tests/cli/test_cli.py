@@ -121,7 +121,7 @@ def test_one_bad_picture_does_not_cost_the_others(untrained, capsys, tmp_path):
     Image.open(CAT).save(tmp_path / "b.png")
     assert main(["caption", str(tmp_path), "--checkpoint", str(untrained)]) == 1
     captured = capsys.readouterr()
-    assert "a.jpg is not a picture" in captured.err
+    assert "a.jpg: it is not an image" in captured.err
     assert captured.out.startswith(f"{tmp_path / 'b.png'}: ")
 
 
@@ -154,7 +154,7 @@ def test_wrong_captioning_options_are_one_line(untrained, capsys, tmp_path):
     common = ["caption", CAT, "--checkpoint", untrained]
     assert "beam_size is 0" in fails(capsys, *common, "--beam-size", "0")
     assert "top_p is 7" in fails(capsys, *common, "--top-p", "7")
-    assert "no picture" in fails(capsys, "caption", "gone.jpg", "--checkpoint", untrained)
+    assert "no image" in fails(capsys, "caption", "gone.jpg", "--checkpoint", untrained)
     assert "no pictures in" in fails(capsys, "caption", tmp_path, "--checkpoint", untrained)
 
 
@@ -207,7 +207,7 @@ def test_the_python_api_of_the_readme(untrained):
     assert len({one.text for one in several}) == 3
     with pytest.raises(ConfigError, match="no setting 'beams'"):
         model.caption(CAT, beams=3)
-    with pytest.raises(DataError, match="no picture at"):
+    with pytest.raises(DataError, match="no image at"):
         model.caption("gone.jpg")
     with pytest.raises(CheckpointError):
         captioner.load("gone")

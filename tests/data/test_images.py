@@ -1,4 +1,4 @@
-"""Whatever is handed in becomes an upright RGB picture, or a DataError that says why not."""
+"""Every source becomes an upright RGB image or a DataError that says why not."""
 
 from __future__ import annotations
 
@@ -68,14 +68,14 @@ def photo() -> Image.Image:
     return image
 
 
-# --- good pictures ---------------------------------------------------------------------------
+# --- valid images ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "kind",
     ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000", "MPO", "HEIF"],
 )
-def test_a_picture_of_each_common_format_is_read_from_a_file(tmp_path, photo, kind):
+def test_an_image_of_each_common_format_is_read_from_a_file(tmp_path, photo, kind):
     path = tmp_path / "photo"  # the name does not matter, the content does
     path.write_bytes(encoded(photo, kind))
     image = open_image(path)
@@ -84,14 +84,14 @@ def test_a_picture_of_each_common_format_is_read_from_a_file(tmp_path, photo, ki
     assert_close(image.getpixel((20, 26)), BLUE)
 
 
-def test_a_path_a_string_bytes_an_image_and_an_array_give_the_same_picture(tmp_path, photo):
+def test_a_path_a_string_bytes_a_pil_image_and_an_array_give_the_same_image(tmp_path, photo):
     path = tmp_path / "photo.png"
     photo.save(path)
     for source in (path, str(path), path.read_bytes(), photo, np.asarray(photo)):
         assert open_image(source).tobytes() == photo.tobytes()
 
 
-def test_file_objects_and_whatever_holds_bytes_give_the_same_picture(tmp_path, photo):
+def test_file_objects_and_byte_buffers_give_the_same_image(tmp_path, photo):
     path = tmp_path / "photo.png"
     photo.save(path)
     content = path.read_bytes()
@@ -102,7 +102,7 @@ def test_file_objects_and_whatever_holds_bytes_give_the_same_picture(tmp_path, p
             assert open_image(source).tobytes() == photo.tobytes()
 
 
-def test_tensors_with_channels_first_or_last_give_the_same_picture(photo):
+def test_tensors_with_channels_first_or_last_give_the_same_image(photo):
     last = torch.from_numpy(np.array(photo))
     first = last.permute(2, 0, 1)
     for tensor in (last, first, first.long(), first / 255, (first / 255).requires_grad_()):
@@ -122,20 +122,23 @@ def test_a_pipe_is_read(tmp_path, photo):
 
 
 @pytest.mark.parametrize("source", [None, 7, ["photo.jpg"], {"path": "photo.jpg"}])
-def test_another_type_is_refused_with_the_types_there_are(source):
-    with pytest.raises(DataError, match=r"is not a type of picture; give a path, bytes"):
+def test_another_type_is_refused_with_the_accepted_types(source):
+    with pytest.raises(DataError, match=r"it is not a type of image; give a path, bytes"):
         open_image(source)
 
 
 def test_a_file_that_is_open_as_text_is_refused(tmp_path, photo):
     path = tmp_path / "photo.png"
     photo.save(path)
-    with path.open() as file, pytest.raises(DataError, match=r'photo\.png is open as text; .*"rb"'):
+    with (
+        path.open() as file,
+        pytest.raises(DataError, match=r'png: it is open as text; .*"rb"'),
+    ):
         open_image(file)
 
 
-def test_a_url_is_not_taken_for_a_missing_file():
-    with pytest.raises(DataError, match="a URL: download the picture"):
+def test_a_url_is_not_reported_as_a_missing_file():
+    with pytest.raises(DataError, match="it is a URL: download the image"):
         open_image("https://example.org/photo.jpg")
 
 
@@ -162,7 +165,7 @@ def test_a_big_endian_sixteen_bit_tiff_is_read(tmp_path):
 
 @pytest.mark.parametrize("most", [255, 256, 4095])
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM", "JPEG2000", "object"])
-def test_the_file_says_what_is_white_and_not_its_brightest_pixel(kind, most):
+def test_white_is_decided_by_the_file_format_and_not_by_the_brightest_pixel(kind, most):
     """Sixteen bits: 255, 256 and 4095 are nearly black."""
     ramp = np.linspace(0, most, 64, dtype=np.uint16).reshape(8, 8)
     image = Image.fromarray(ramp)
@@ -200,18 +203,18 @@ def test_floats_are_zero_to_one_in_arrays_and_files(value, grey):
     ],
 )  # fmt: skip
 def test_values_on_another_scale_are_refused_and_not_guessed(source, found):
-    with pytest.raises(DataError, match=re.escape(found) + r".*; bring them to that range"):
+    with pytest.raises(DataError, match=re.escape(found) + r".*; scale them to that range"):
         open_image(source)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "F", "I"])
-def test_grey_pictures_become_rgb(mode):
+def test_grey_images_become_rgb(mode):
     image = open_image(Image.new("L", (5, 4), 255).convert(mode))
     assert (image.mode, image.getpixel((2, 2))) == ("RGB", WHITE)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparent_pixels_are_laid_on_white(mode):
+def test_transparent_pixels_become_white(mode):
     clear = Image.new("RGBA", (6, 6), (0, 0, 0, 0)).convert(mode)
     assert open_image(encoded(clear, "PNG")).getpixel((3, 3)) == WHITE
 
@@ -235,7 +238,7 @@ def test_of_an_animation_the_first_frame_is_taken(kind):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF", "HEIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_turned_by_exif_is_brought_upright(photo, orientation, kind):
+def test_an_image_rotated_by_exif_is_turned_upright(photo, orientation, kind):
     photo.paste((0, 255, 0), (0, 0, 20, 15))  # no two orientations look alike
     turned = {
         1: [], 2: ["FLIP_LEFT_RIGHT"], 3: ["ROTATE_180"], 4: ["FLIP_TOP_BOTTOM"],
@@ -252,7 +255,7 @@ def test_a_picture_turned_by_exif_is_brought_upright(photo, orientation, kind):
         assert_close(image.getpixel(place), photo.getpixel(place), 12)
 
 
-def test_damaged_exif_data_does_not_cost_the_picture(photo):
+def test_an_image_with_damaged_exif_data_is_read(photo):
     exif = Image.Exif()
     exif[0x0112] = 3
     exif[0x0131] = "a name that is longer than four bytes"
@@ -265,11 +268,11 @@ def test_damaged_exif_data_does_not_cost_the_picture(photo):
             assert sorted(open_image(bytes(damaged)).size) == [30, 40]  # perhaps turned
 
 
-def test_a_picture_of_one_pixel_is_read():
+def test_an_image_of_one_pixel_is_read():
     assert open_image(encoded(Image.new("RGB", (1, 1), RED), "PNG")).getpixel((0, 0)) == RED
 
 
-def test_an_embedded_profile_does_no_harm(photo):
+def test_an_image_with_an_embedded_profile_is_read(photo):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     assert open_image(encoded(photo, "JPEG", icc_profile=profile)).size == photo.size
 
@@ -278,7 +281,7 @@ def test_no_file_is_left_open(tmp_path, photo):
     """An animation keeps its file open for the next frame unless somebody closes it."""
     path = tmp_path / "moving.gif"
     photo.save(path, save_all=True, append_images=[photo.rotate(90)])
-    script = "import sys; from captioner.images import open_image; open_image(sys.argv[1])"
+    script = "import sys; from captioner.data.images import open_image; open_image(sys.argv[1])"
     ran = subprocess.run(
         [sys.executable, "-X", "dev", "-W", "default::ResourceWarning", "-c", script, path],
         capture_output=True,
@@ -306,12 +309,12 @@ def test_no_file_is_left_open(tmp_path, photo):
     ],
     ids=lambda array: f"{array.dtype}-{array.shape}",
 )
-def test_an_array_becomes_a_picture(array):
+def test_an_array_becomes_an_image(array):
     image = open_image(array)
     assert (image.mode, image.size, image.getpixel((2, 2))) == ("RGB", (5, 4), WHITE)
 
 
-def test_numbers_that_are_none_become_black():
+def test_nan_becomes_black():
     assert open_image(np.full((3, 3), np.nan)).getpixel((1, 1)) == (0, 0, 0)
 
 
@@ -321,40 +324,40 @@ def test_an_array_of_another_shape_is_refused(shape):
         open_image(np.zeros(shape, np.uint8))
 
 
-# --- what is not a picture -------------------------------------------------------------------
+# --- what is not an image --------------------------------------------------------------------
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"no picture at .*nowhere\.jpg"):
+    with pytest.raises(DataError, match=r"no image at .*nowhere\.jpg"):
         open_image(tmp_path / "nowhere.jpg")
 
 
-def test_a_folder_is_not_a_picture(tmp_path):
+def test_a_folder_is_not_an_image(tmp_path):
     with pytest.raises(DataError, match="is a folder"):
         open_image(tmp_path)
 
 
 def test_an_empty_file_is_reported_as_such(tmp_path):
     (tmp_path / "empty.jpg").touch()
-    with pytest.raises(DataError, match=r"empty\.jpg is empty"):
+    with pytest.raises(DataError, match=r"empty\.jpg: it is empty"):
         open_image(tmp_path / "empty.jpg")
     with pytest.raises(DataError, match="is empty"):
         open_image(b"")
 
 
 @pytest.mark.parametrize("content", [b"hello", b"\xff\xd8\xff", b"\0" * 1000, b"<svg></svg>"])
-def test_what_is_not_a_picture_is_refused(content):
-    with pytest.raises(DataError, match=r"not a picture|cannot be read"):
+def test_what_is_not_an_image_is_refused(content):
+    with pytest.raises(DataError, match=r"not an image|cannot be read"):
         open_image(content)
 
 
 def test_a_format_that_runs_other_programs_is_refused(photo):
-    with pytest.raises(DataError, match="not a picture in a known format"):
+    with pytest.raises(DataError, match="not an image in a known format"):
         open_image(encoded(photo, "EPS"))
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "HEIF"])
-def test_a_truncated_picture_is_refused(kind):
+def test_a_truncated_image_is_refused(kind):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     whole = encoded(Image.fromarray(noise), kind)
     with pytest.raises(DataError):
@@ -362,11 +365,11 @@ def test_a_truncated_picture_is_refused(kind):
 
 
 @pytest.mark.parametrize("size", [(20_000, 20_000), (13_000, 10_000), (2**31 - 1, 2**31 - 1)])
-def test_a_picture_that_declares_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, size):
+def test_an_image_that_declares_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, size):
     assert size[0] * size[1] > MAX_PIXELS
     path = tmp_path / "bomb.png"
     path.write_bytes(png_header(*size))
-    with pytest.raises(DataError, match=r"bomb\.png declares .* more than 120 million pixels"):
+    with pytest.raises(DataError, match=r"bomb\.png: it declares .* more than 120 million pixels"):
         open_image(path)
 
 
@@ -397,8 +400,8 @@ def test_random_damage_raises_nothing_but_data_errors(kind):
 
 def test_a_text_file_named_jpg_is_refused_with_its_name(tmp_path):
     path = Path(tmp_path, "notes.jpg")
-    path.write_text("not a picture")
-    with pytest.raises(DataError, match=r"notes\.jpg is not a picture"):
+    path.write_text("not an image")
+    with pytest.raises(DataError, match=r"notes\.jpg: it is not an image"):
         open_image(path)
 
 
@@ -415,7 +418,7 @@ def test_every_suffix_of_a_format_that_can_be_read_counts_as_an_image():
     assert known <= SUFFIXES
 
 
-def test_a_folder_gives_its_images_and_says_what_it_left_out(tmp_path):
+def test_a_folder_yields_its_images_and_reports_what_was_left_out(tmp_path):
     images = ["a.JPG", "b.avif", "c.jp2", "d.jfif", "e.jpe", "f.mpo", "g.heic"]
     for name in [*images, "notes.txt", "more.txt", "README", "._a.jpg", ".DS_Store"]:
         (tmp_path / name).touch()
@@ -426,10 +429,10 @@ def test_a_folder_gives_its_images_and_says_what_it_left_out(tmp_path):
     assert found.problems == []
     assert found.skipped == {".txt": 2, "without a suffix": 1, "hidden": 1, "broken links": 1}
     assert found.summary().startswith("skipped 5 files: 2 .txt, 1 ")
-    assert found.summary().endswith("; folders inside were not searched: 1; give --recursive")
+    assert found.summary().endswith("; subfolders not searched: 1; give --recursive")
 
 
-def test_links_to_folders_are_followed_and_no_loop_is_endless(tmp_path):
+def test_links_to_folders_are_followed_and_loops_end(tmp_path):
     inside, outside = tmp_path / "album", tmp_path / "elsewhere"
     for folder in (inside / "deep", outside):
         folder.mkdir(parents=True)
@@ -444,7 +447,7 @@ def test_links_to_folders_are_followed_and_no_loop_is_endless(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
-def test_a_closed_folder_costs_itself(tmp_path):
+def test_a_closed_folder_leaves_out_only_itself(tmp_path):
     for name in ("closed", "open"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "x.jpg").touch()
@@ -455,13 +458,13 @@ def test_a_closed_folder_costs_itself(tmp_path):
         (tmp_path / "closed").chmod(0o700)
     assert names(found, tmp_path) == ["open/x.jpg"]
     assert [str(error) for error in found.problems] == [
-        f"{tmp_path}/closed may not be read: check its permissions",
-        f"{tmp_path}/closed/x.jpg may not be read: check its permissions",
+        f"{tmp_path}/closed: permission denied; make it readable",
+        f"{tmp_path}/closed/x.jpg: permission denied; make it readable",
     ]
 
 
 @pytest.mark.parametrize("name", ["gone.jpg", "x" * 300 + ".jpg", "a\0b.jpg", ""])
-def test_a_name_that_leads_nowhere_costs_itself(tmp_path, name, photo):
+def test_a_name_without_a_file_leaves_out_only_itself(tmp_path, name, photo):
     photo.save(tmp_path / "a.png")
     found = find_images([name, tmp_path / "a.png"])
     assert found.images == [tmp_path / "a.png"]
@@ -470,6 +473,6 @@ def test_a_name_that_leads_nowhere_costs_itself(tmp_path, name, photo):
 
 def test_errors_show_no_control_characters():
     shown = str(
-        DataError("no picture at \x1b[31mred\n\u202ea\udcff \U0001f468\u200d\U0001f469 é.jpg")
+        DataError("no image at \x1b[31mred\n\u202ea\udcff \U0001f468\u200d\U0001f469 é.jpg")
     )
-    assert shown == "no picture at \\x1b[31mred \\u202ea\\udcff \U0001f468\u200d\U0001f469 é.jpg"
+    assert shown == "no image at \\x1b[31mred \\u202ea\\udcff \U0001f468\u200d\U0001f469 é.jpg"

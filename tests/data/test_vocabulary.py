@@ -80,7 +80,7 @@ def test_joined_words_have_spaces_only_where_their_script_has_them():
         ("Donaudampfschifffahrtsgesellschaft", False),
     ],
 )
-def test_captions_without_spaces_between_words_are_told(caption, lacking):
+def test_captions_without_spaces_between_words_are_recognised(caption, lacking):
     assert lacks_spaces([caption] * 3) == lacking
     assert not lacks_spaces([characters(caption)] * 3)
 
@@ -131,8 +131,8 @@ def test_a_missing_vocabulary_is_named(tmp_path):
         ("", "is not JSON"),
         ('{"a": 1}', "does not hold a list of words"),
         ("[1, 2]", "does not hold a list of words"),
-        (json.dumps(["a", "b"]), "begins with <pad>"),
-        ("[]", "begins with <pad>"),
+        (json.dumps(["a", "b"]), "not with <pad>"),
+        ("[]", "not with <pad>"),
         (json.dumps([*SPECIAL, "dog", "dog"]), "holds 'dog' twice"),
     ],
 )
@@ -146,11 +146,11 @@ def test_a_damaged_vocabulary_is_refused(tmp_path, content, complaint):
 def test_a_vocabulary_that_is_not_text_is_refused(tmp_path):
     path = tmp_path / "vocabulary.json"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="is not JSON"):
+    with pytest.raises(DataError, match="is not UTF-8 text"):
         Vocabulary.load(path)
 
 
-def test_words_that_want_another_are_known_by_their_ids(vocabulary: Vocabulary) -> None:
+def test_words_that_need_another_are_found_by_id(vocabulary: Vocabulary) -> None:
     assert vocabulary.decode(vocabulary.bad_endings()) == ["a"]
     words = Vocabulary([*SPECIAL, "on", "dog", "with", "the"])
     assert words.decode(words.bad_endings()) == ["the", "with"]

@@ -1,10 +1,11 @@
-"""Records become a prepared folder, and the command line says in one line why not."""
+"""Records become a prepared folder, or the command prints one line with the reason."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,7 +19,8 @@ from PIL import Image
 from captioner.config import EncoderConfig
 from captioner.data.feature_store import DONE, UNREADABLE, FeatureStore
 from captioner.data.vocabulary import Vocabulary
-from captioner.errors import DataError
+from captioner.errors import ConfigError, DataError
+from captioner.files import locked
 from data_prep.__main__ import main
 from data_prep.build import WARNINGS, build
 from data_prep.records import Record
@@ -34,7 +36,7 @@ def write(path: Path, content: str) -> Path:
 
 @pytest.fixture
 def records(paint, tmp_path) -> Callable[..., list[Record]]:
-    """A function (count, split) that writes pictures and returns their records."""
+    """Return a function (count, split) that writes images and returns their records."""
 
     def painted(count: int, split: str = "train") -> list[Record]:
         names = [f"{split}{number}.png" for number in range(count)]
@@ -53,9 +55,9 @@ def records(paint, tmp_path) -> Callable[..., list[Record]]:
 @pytest.mark.parametrize(
     ("changed", "complaint"),
     [
-        ({"key": "train0.png"}, r"name train0\.png twice"),
-        ({"image_id": 0}, r"image id 0 stands for train0\.png and train1\.png"),
-        ({"split": "dev"}, r"train1\.png is in split 'dev'; known are train, val, test"),
+        ({"key": "train0.png"}, r"train0\.png: the captions name it twice"),
+        ({"image_id": 0}, r"train1\.png: its image id 0 is also that of train0\.png"),
+        ({"split": "dev"}, r"train1\.png: its split is 'dev'; use train, val, test"),
     ],
 )
 def test_records_that_contradict_each_other_are_refused(tmp_path, changed, complaint, records):
@@ -65,16 +67,16 @@ def test_records_that_contradict_each_other_are_refused(tmp_path, changed, compl
     assert not (tmp_path / "out").exists()
 
 
-def test_what_leaves_nothing_to_train_on_is_said_at_once(tmp_path, records):
+def test_data_with_nothing_to_train_on_is_refused_at_once(tmp_path, records):
     out = tmp_path / "out"
     with pytest.raises(DataError, match="no word occurs 9 times in the 4 training captions"):
         build(records(2), out, SMALL, min_count=9)
-    with pytest.raises(DataError, match=r"no readable picture .* in the train split"):
+    with pytest.raises(DataError, match=r"no readable image .* in the train split"):
         build(records(2, "val"), out, SMALL, min_count=1)
-    with pytest.raises(DataError, match="no picture with a caption was found"):
+    with pytest.raises(DataError, match="no image with a caption was found"):
         build([Record("a", tmp_path / "a", "train", (" ", "..."), 0)], out, SMALL)
     with pytest.raises(
-        DataError, match=r"none of the 1 pictures was found, for one .*x; .*--images"
+        DataError, match=r"none of the 1 images was found, for example .*x; .*--images"
     ):
         build([Record("x", tmp_path / "x", "train", ("a dog",) * 5, 1)], out, SMALL)
     assert not (out / "features.json").exists()
@@ -91,10 +93,10 @@ def test_an_output_folder_that_is_a_file_is_refused(tmp_path, records):
 # --- prepared folders ------------------------------------------------------------------------
 
 
-def test_a_captions_file_is_prepared_and_what_is_wrong_in_it_is_left_out(tmp_path, capsys, paint):
+def test_a_captions_file_is_prepared_without_its_faulty_lines_and_images(tmp_path, capsys, paint):
     names = [f"{number}.png" for number in range(10)]
     paint(tmp_path / "images", *names)
-    (tmp_path / "images/0.png").write_bytes(b"not a picture")
+    (tmp_path / "images/0.png").write_bytes(b"not an image")
     (tmp_path / "images/1.png").unlink()
     lines = [f"{name},A dog\u2028runs\n{name},two  dogs\n{name},...\n" for name in names]
     captions = write(tmp_path / "captions.csv", "".join(lines) + "extra.png,!!!\n")
@@ -119,30 +121,30 @@ def test_a_captions_file_is_prepared_and_what_is_wrong_in_it_is_left_out(tmp_pat
     assert len(Vocabulary.load(out / "vocabulary.json")) == 4 + 5
 
     report = json.loads((out / "report.json").read_text("utf-8"))
-    assert "not a picture" in report["unreadable"]["0.png"]
-    assert "no picture at" in report["unreadable"]["1.png"]
+    assert "it is not an image" in report["unreadable"]["0.png"]
+    assert "no image at" in report["unreadable"]["1.png"]
     assert report["without_captions"] == ["extra.png"]
     printed, progress = capsys.readouterr()
-    assert "left out: 2 pictures could not be read (0.png, 1.png)" in printed
+    assert "left out: 2 images cannot be read (0.png, 1.png)" in printed
     assert f"written to {out} in" in printed
-    assert "left out: no picture at" in progress
+    assert "left out: no image at" in progress
 
 
-def test_a_finished_folder_is_kept_and_a_mended_picture_joins_it(tmp_path, records):
-    pictures = records(4)
-    whole = pictures[1].path.read_bytes()
-    pictures[1].path.write_bytes(whole[:100])
+def test_a_finished_folder_is_kept_and_a_repaired_image_is_added(tmp_path, records):
+    images = records(4)
+    whole = images[1].path.read_bytes()
+    images[1].path.write_bytes(whole[:100])
     out = tmp_path / "out"
-    build(pictures, out, SMALL, min_count=1)
+    build(images, out, SMALL, min_count=1)
     before = FeatureStore(out).values.copy()
     stamp = (out / "features.f16").stat().st_mtime_ns
 
-    report = build(pictures, out, SMALL, min_count=1)
+    report = build(images, out, SMALL, min_count=1)
     assert list(report.unreadable) == ["train1.png"]
     assert (out / "features.f16").stat().st_mtime_ns == stamp
 
-    pictures[1].path.write_bytes(whole)
-    report = build(pictures, out, SMALL, min_count=1)
+    images[1].path.write_bytes(whole)
+    report = build(images, out, SMALL, min_count=1)
     assert not report.unreadable
     assert report.images["train"] == 4
     after = FeatureStore(out)
@@ -150,11 +152,11 @@ def test_a_finished_folder_is_kept_and_a_mended_picture_joins_it(tmp_path, recor
     np.testing.assert_array_equal(after.values[[0, 2, 3]], before[[0, 2, 3]])
 
 
-def test_an_interrupted_run_goes_on_and_ends_like_one_that_was_not(
+def test_an_interrupted_run_resumes_and_ends_like_one_that_was_not(
     tmp_path, capsys, monkeypatch, records
 ):
-    pictures = records(10)
-    captions = write(tmp_path / "c.csv", "".join(f"{r.key},a dog\n" for r in pictures))
+    images = records(10)
+    captions = write(tmp_path / "c.csv", "".join(f"{r.key},a dog\n" for r in images))
     command = ["csv", "--captions", str(captions), "--images", str(tmp_path), *SMALL_OPTIONS]
     command += ["--batch-size", "2"]
     assert main([*command, "--out", str(tmp_path / "whole")]) == 0
@@ -169,7 +171,7 @@ def test_an_interrupted_run_goes_on_and_ends_like_one_that_was_not(
 
     monkeypatch.setattr(FeatureStore, "write", interrupted)
     assert main([*command, "--out", str(tmp_path / "halves")]) == 130
-    assert "the same command goes on where it stopped" in capsys.readouterr().err
+    assert "run the same command to resume" in capsys.readouterr().err
     assert FeatureStore(tmp_path / "halves").pending() == [4, 5, 6, 7, 8, 9]
     assert not (tmp_path / "halves/examples.json").exists()
 
@@ -180,7 +182,7 @@ def test_an_interrupted_run_goes_on_and_ends_like_one_that_was_not(
 
 
 def features_of(folder: Path) -> dict[str, np.ndarray]:
-    """The features of each example of a prepared folder, by its image."""
+    """Return the features of each example of a prepared folder, by image."""
     store = FeatureStore(folder)
     examples = json.loads((folder / "examples.json").read_text("utf-8"))
     return {example["image"]: store.values[example["row"]].copy() for example in examples}
@@ -188,7 +190,7 @@ def features_of(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def encoded(monkeypatch) -> list[int]:
-    """How many rows each writing of features had."""
+    """Count the rows of each write of features."""
     counts: list[int] = []
     write_rows = FeatureStore.write
 
@@ -200,25 +202,25 @@ def encoded(monkeypatch) -> list[int]:
     return counts
 
 
-def test_a_photograph_that_was_replaced_is_encoded_anew_and_no_other(tmp_path, records, encoded):
-    pictures, out = records(4), tmp_path / "out"
-    build(pictures, out, SMALL, min_count=1)
+def test_only_a_replaced_image_is_encoded_again(tmp_path, records, encoded):
+    images, out = records(4), tmp_path / "out"
+    build(images, out, SMALL, min_count=1)
     before = features_of(out)
     encoded.clear()
-    stat = pictures[2].path.stat()
-    Image.new("RGB", (24, 32), "red").save(pictures[2].path)
-    os.utime(pictures[2].path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    build(pictures, out, SMALL, min_count=1)
+    stat = images[2].path.stat()
+    Image.new("RGB", (24, 32), "red").save(images[2].path)
+    os.utime(images[2].path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    build(images, out, SMALL, min_count=1)
     assert encoded == [1]
     after = features_of(out)
     assert not np.array_equal(after["train2.png"], before["train2.png"])
-    build(pictures, tmp_path / "new", SMALL, min_count=1)
+    build(images, tmp_path / "new", SMALL, min_count=1)
     expected = features_of(tmp_path / "new")
     for name in expected:
         np.testing.assert_allclose(after[name], expected[name], atol=2e-2)
 
 
-def test_photographs_of_the_same_names_in_another_folder_are_encoded(tmp_path, paint, encoded):
+def test_images_of_the_same_names_in_another_folder_are_encoded(tmp_path, paint, encoded):
     names = ["0.png", "1.png", "2.png"]
     paint(tmp_path / "one", *names)
     paint(tmp_path / "two", *names[::-1])
@@ -234,41 +236,39 @@ def test_photographs_of_the_same_names_in_another_folder_are_encoded(tmp_path, p
         np.testing.assert_allclose(second[name], first[other], atol=2e-2)
 
 
-def test_one_photograph_more_or_less_does_not_mean_all_again(tmp_path, records, encoded):
-    pictures, out = records(5), tmp_path / "out"
-    build(pictures[1:], out, SMALL, min_count=1)
+def test_adding_and_removing_an_image_does_not_encode_the_others_again(tmp_path, records, encoded):
+    images, out = records(5), tmp_path / "out"
+    build(images[1:], out, SMALL, min_count=1)
     before = features_of(out)
     encoded.clear()
-    report = build(pictures[:4], out, SMALL, min_count=1)
+    report = build(images[:4], out, SMALL, min_count=1)
     assert encoded == [1]
     after = features_of(out)
-    assert list(after) == [record.key for record in pictures[:4]]
+    assert list(after) == [record.key for record in images[:4]]
     assert FeatureStore(out).values.shape[0] == 4  # the last one is forgotten
-    for record in pictures[1:4]:
+    for record in images[1:4]:
         np.testing.assert_array_equal(after[record.key], before[record.key])
     assert report.images["train"] == 4
 
 
-def test_a_photograph_that_is_gone_is_left_out_and_its_features_wait_for_it(
-    tmp_path, records, encoded, caplog
-):
-    pictures, out = records(4), tmp_path / "out"
-    build(pictures, out, SMALL, min_count=1)
+def test_a_missing_image_is_left_out_and_its_features_are_kept(tmp_path, records, encoded, caplog):
+    images, out = records(4), tmp_path / "out"
+    build(images, out, SMALL, min_count=1)
     encoded.clear()
-    pictures[1].path.rename(tmp_path / "aside.png")
-    report = build(pictures, out, SMALL, min_count=1)
+    images[1].path.rename(tmp_path / "aside.png")
+    report = build(images, out, SMALL, min_count=1)
     assert list(report.unreadable) == ["train1.png"]
     assert list(features_of(out)) == ["train0.png", "train2.png", "train3.png"]
-    assert "1 of the 4 pictures cannot be read and are left out" in caplog.text
-    (tmp_path / "aside.png").rename(pictures[1].path)
-    assert build(pictures, out, SMALL, min_count=1).images["train"] == 4
+    assert "left out: 1 of the 4 images cannot be read" in caplog.text
+    (tmp_path / "aside.png").rename(images[1].path)
+    assert build(images, out, SMALL, min_count=1).images["train"] == 4
     assert encoded == []
 
 
-def test_while_features_change_the_folder_is_not_complete(tmp_path, records, monkeypatch):
-    pictures, out = records(4), tmp_path / "out"
-    build(pictures, out, SMALL, min_count=1)
-    pictures[0].path.write_bytes(pictures[1].path.read_bytes())
+def test_the_folder_is_incomplete_while_features_change(tmp_path, records, monkeypatch):
+    images, out = records(4), tmp_path / "out"
+    build(images, out, SMALL, min_count=1)
+    images[0].path.write_bytes(images[1].path.read_bytes())
 
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
@@ -276,33 +276,33 @@ def test_while_features_change_the_folder_is_not_complete(tmp_path, records, mon
     with monkeypatch.context() as patched:
         patched.setattr(FeatureStore, "write", stopped)
         with pytest.raises(KeyboardInterrupt):
-            build(pictures, out, SMALL, min_count=1)
+            build(images, out, SMALL, min_count=1)
     assert not (out / "examples.json").exists()
-    build(pictures, out, SMALL, min_count=1)
+    build(images, out, SMALL, min_count=1)
     found = features_of(out)
     np.testing.assert_allclose(found["train0.png"], found["train1.png"], atol=2e-2)
 
 
-def test_a_photograph_in_two_splits_stays_in_the_one_that_is_scored(tmp_path, paint):
+def test_an_image_in_two_splits_stays_in_the_scored_one(tmp_path, paint):
     names = ["train0.png", "train1.png", "train2.png", "val0.png", "val1.png", "test0.png"]
     paint(tmp_path, *names)
     for copy, original in (("train1", "val0"), ("train2", "test0"), ("val1", "test0")):
         original_bytes = (tmp_path / f"{original}.png").read_bytes()
         (tmp_path / f"{copy}.png").write_bytes(original_bytes)
-    pictures = [
+    images = [
         Record(name, tmp_path / name, name[:-5], ("a dog",), number)
         for number, name in enumerate(names)
     ]
-    report = build(pictures, tmp_path / "out", SMALL, min_count=1)
+    report = build(images, tmp_path / "out", SMALL, min_count=1)
     expected = {"train1.png": "val0.png", "train2.png": "test0.png", "val1.png": "test0.png"}
     assert report.copies == expected
     assert list(features_of(tmp_path / "out")) == ["train0.png", "val0.png", "test0.png"]
     printed = "\n".join(report.lines())
-    assert "left out: 3 pictures are also in another split" in printed
+    assert "left out: 3 images are also in another split" in printed
     assert "train1.png = val0.png" in printed
 
 
-def test_copies_of_a_photograph_are_held_out_together(tmp_path, paint):
+def test_copies_of_an_image_are_held_out_together(tmp_path, paint):
     names = [f"{number:02d}.png" for number in range(20)]
     paint(tmp_path, *names)
     for original in names:  # under another name, by a link, and written in another way
@@ -325,7 +325,7 @@ def test_copies_of_a_photograph_are_held_out_together(tmp_path, paint):
     assert max(len(example["captions"]) for example in examples) == 3  # of ./ and x/../ too
 
 
-def test_a_hidden_set_is_prepared_with_the_words_of_a_checkpoint_and_evaluated(
+def test_a_hidden_test_set_is_prepared_with_the_vocabulary_of_a_checkpoint_and_evaluated(
     tmp_path, records, paint
 ):
     import torch
@@ -374,7 +374,7 @@ def test_a_hidden_set_is_prepared_with_the_words_of_a_checkpoint_and_evaluated(
         assert file.metadata()["weights"] == trained.weights
 
 
-def test_weights_that_were_stored_in_half_precision_are_kept_so(tmp_path, records):
+def test_weights_that_are_exact_in_half_precision_are_stored_in_it(tmp_path, records):
     import torch
     from safetensors.torch import load_file
 
@@ -403,14 +403,17 @@ def test_a_karpathy_file_without_a_val_split_holds_some_out_and_says_so(tmp_path
     assert "held out: 5 of 14 images for validation (--val-share)" in capsys.readouterr().out
 
 
-def test_languages_without_spaces_are_refused_or_learnt_by_characters(tmp_path, paint, capsys):
+def test_languages_without_spaces_are_refused_or_split_into_characters(tmp_path, paint, capsys):
     paint(tmp_path, "1.png", "2.png", "3.png")
     captions = write(tmp_path / "c.csv", "1.png,一只狗在雪地里跑\n2.png,一只猫睡觉\n3.png,狗跑\n")
     command = ["csv", "--captions", str(captions), "--images", str(tmp_path), *SMALL_OPTIONS]
     command += ["--out", str(tmp_path / "out"), "--val-share", "0.4"]
     assert main(command) == 1
     errors = capsys.readouterr().err
-    assert "no spaces between words, for one '一只狗在雪地里跑'; give --tokens characters" in errors
+    assert (
+        "no spaces between words, for example '一只狗在雪地里跑'; give --tokens characters"
+        in errors
+    )
     assert main([*command, "--tokens", "characters"]) == 0
     examples = json.loads((tmp_path / "out/examples.json").read_text("utf-8"))
     assert {"一 只 狗 在 雪 地 里 跑", "狗 跑"} <= {e["captions"][0] for e in examples}
@@ -419,11 +422,11 @@ def test_languages_without_spaces_are_refused_or_learnt_by_characters(tmp_path, 
 
 
 def test_long_captions_are_reported(tmp_path, records):
-    pictures = records(2)
-    long = Record(**(vars(pictures[0]) | {"captions": ("word " * 500, "a dog")}))
-    report = build([long, pictures[1]], tmp_path / "out", SMALL, min_count=1)
+    images = records(2)
+    long = Record(**(vars(images[0]) | {"captions": ("word " * 500, "a dog")}))
+    report = build([long, images[1]], tmp_path / "out", SMALL, min_count=1)
     assert (report.long_share, report.longest) == (0.25, 500)
-    assert "25.00% of train have more than 20 words (the longest 500)" in "\n".join(report.lines())
+    assert "25.00% of train have more than 20 words (at most 500)" in "\n".join(report.lines())
 
 
 def test_a_setting_of_the_cnn_beside_a_checkpoints_is_refused(tmp_path, capsys):
@@ -443,7 +446,7 @@ def test_a_setting_of_the_cnn_beside_a_checkpoints_is_refused(tmp_path, capsys):
         assert f"{options[0]}: given beside --encoder-of" in capsys.readouterr().err
 
 
-def test_a_name_that_is_nearly_that_of_a_photograph_is_suggested(tmp_path, paint, capsys):
+def test_a_name_close_to_that_of_an_image_is_suggested(tmp_path, paint, capsys):
     paint(tmp_path / "photos", "beach.JPG", "dog.png")
     for name, hint in (
         ("beach.jpg", "did you mean beach.JPG?"),
@@ -457,23 +460,22 @@ def test_a_name_that_is_nearly_that_of_a_photograph_is_suggested(tmp_path, paint
         assert hint in capsys.readouterr().err
 
 
-def test_other_settings_do_not_spoil_a_prepared_folder(tmp_path, records):
-    pictures = records(2)
-    build(pictures, tmp_path / "out", SMALL, min_count=1)
-    with pytest.raises(DataError, match="other pictures or with other encoder settings"):
-        build(pictures, tmp_path / "out", SMALL, min_count=1, mirror=True)
+def test_other_settings_do_not_overwrite_a_prepared_folder(tmp_path, records):
+    images = records(2)
+    build(images, tmp_path / "out", SMALL, min_count=1)
+    with pytest.raises(DataError, match="other images or with other encoder settings"):
+        build(images, tmp_path / "out", SMALL, min_count=1, mirror=True)
 
 
-def test_mirrored_features_are_those_of_the_mirrored_picture(tmp_path, records):
-    pictures = records(2)
+def test_mirrored_features_are_those_of_the_mirrored_image(tmp_path, records):
+    images = records(2)
     mirrored = [
-        Record(f"m{r.key}", tmp_path / f"m{r.key}", "train", r.captions, r.image_id)
-        for r in pictures
+        Record(f"m{r.key}", tmp_path / f"m{r.key}", "train", r.captions, r.image_id) for r in images
     ]
-    for straight, turned in zip(pictures, mirrored, strict=True):
+    for straight, turned in zip(images, mirrored, strict=True):
         flip = Image.Transpose.FLIP_LEFT_RIGHT
         Image.open(straight.path).transpose(flip).save(turned.path)
-    build(pictures, tmp_path / "both", SMALL, min_count=1, mirror=True)
+    build(images, tmp_path / "both", SMALL, min_count=1, mirror=True)
     build(mirrored, tmp_path / "mirrored", SMALL, min_count=1)
     both, expected = FeatureStore(tmp_path / "both"), FeatureStore(tmp_path / "mirrored")
     assert both.views == 2
@@ -481,20 +483,20 @@ def test_mirrored_features_are_those_of_the_mirrored_picture(tmp_path, records):
     np.testing.assert_allclose(both.values[:, 1], expected.values[:, 0], atol=5e-2)
 
 
-def test_many_unreadable_pictures_do_not_flood_the_screen(tmp_path, caplog, records):
-    pictures = records(30)
-    for record in pictures[1:]:
+def test_only_the_first_unreadable_images_are_logged(tmp_path, caplog, records):
+    images = records(30)
+    for record in images[1:]:
         record.path.unlink()
-    report = build(pictures, tmp_path / "out", SMALL, min_count=1)
+    report = build(images, tmp_path / "out", SMALL, min_count=1)
     assert len(report.unreadable) == 29
-    assert caplog.text.count("left out: no picture at") == WARNINGS
+    assert caplog.text.count("left out: no image at") == WARNINGS
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kills with SIGKILL")
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path, records):
-    pictures = records(120)
-    captions = write(tmp_path / "c.csv", "".join(f"{r.key},a dog\n" for r in pictures))
+def test_a_killed_run_resumes_where_it_stopped(tmp_path, records):
+    images = records(120)
+    captions = write(tmp_path / "c.csv", "".join(f"{r.key},a dog\n" for r in images))
     command = [sys.executable, "-m", "data_prep", "csv", "--captions", captions]
     command += ["--images", tmp_path, "--out", tmp_path / "out", "--batch-size", "1"]
     command += SMALL_OPTIONS
@@ -513,6 +515,34 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path, records):
     assert (after.state == DONE).all()
     np.testing.assert_array_equal(after.values[: len(before)], before)
     assert after.values.reshape(120, -1).any(axis=1).all()
+
+
+# --- one run at a time -----------------------------------------------------------------------
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_names_the_first(tmp_path, capsys):
+    command = ["toy", "--out", str(tmp_path / "out"), "--images", "3", *SMALL_OPTIONS]
+    with locked(tmp_path / "out"):
+        assert main(command) == 1
+    error = capsys.readouterr().err
+    assert f"out: process {os.getpid()} on {socket.gethostname()} (since 20" in error
+    assert "is writing to it; wait until it ends or give another --out" in error
+    assert not (tmp_path / "out/images").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills with SIGKILL")
+def test_the_lock_of_a_killed_process_is_released(tmp_path):
+    code = "import sys, time; from pathlib import Path; from captioner.files import locked\n"
+    code += "with locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "locked\n"
+        with pytest.raises(ConfigError, match=rf"process {holder.pid} on "), locked(tmp_path):
+            pass
+        holder.kill()
+    with locked(tmp_path):
+        assert json.loads((tmp_path / ".lock.json").read_text())["process"] == os.getpid()
+    assert not (tmp_path / ".lock.json").exists()
 
 
 # --- the command line ------------------------------------------------------------------------
@@ -563,7 +593,7 @@ def test_an_unknown_encoder_is_refused_with_the_choices(tmp_path, capsys):
     assert errors.count("\n") == 1
 
 
-def test_an_error_in_a_file_with_an_odd_name_stays_on_one_line(tmp_path, capsys):
+def test_an_error_with_a_line_break_in_the_file_name_stays_on_one_line(tmp_path, capsys):
     name = str(tmp_path / "odd\nname")
     assert main(["csv", "--captions", name, "--images", "i", "--out", "x"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
@@ -588,10 +618,10 @@ def test_the_program_itself_reports_an_error_in_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_real_coco_photographs_are_prepared(shared_data, tmp_path):
+def test_the_real_coco_images_are_prepared(shared_data, tmp_path):
     folder = shared_data / "coco_mini"
     if not folder.is_dir():
-        pytest.skip(f"no photographs at {folder}")
+        pytest.skip(f"no images at {folder}")
     path = str(folder / "annotations/captions_train2017.json")
     command = ["coco", "--annotations", path, "--images", str(folder), "--out", str(tmp_path)]
     assert main([*command, "--test-share", "0.1", *SMALL_OPTIONS]) == 0

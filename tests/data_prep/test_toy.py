@@ -1,4 +1,4 @@
-"""The drawn data set says what it shows."""
+"""The captions of the toy data set are true of its images."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def test_the_same_seed_draws_the_same_toy_and_another_seed_another(tmp_path):
 
 
 def test_toy_captions_say_where_the_shapes_are():
-    """The centres of the two colours stand as the first caption claims."""
+    """The centres of the two colours agree with the first caption."""
     seen = set()
     for number in range(60):
-        picture, captions = toy.scene(np.random.default_rng(number))
+        image, captions = toy.scene(np.random.default_rng(number))
         words = captions[0].split()
         first, second, relation = words[2], words[-2], words[4]
-        (x1, y1), (x2, y2) = (place_of(picture, toy.COLOURS[colour]) for colour in (first, second))
+        (x1, y1), (x2, y2) = (place_of(image, toy.COLOURS[colour]) for colour in (first, second))
         seen.add(relation)
         if relation == "above":
             assert y2 - y1 > 60, captions[0]
@@ -53,8 +53,8 @@ def test_toy_captions_say_where_the_shapes_are():
     assert seen == {"above", "left", "inside"}
 
 
-def place_of(picture: Image.Image, colour: tuple[int, int, int]) -> tuple[float, float]:
-    """Centre of the pixels near a colour."""
-    near = np.abs(np.asarray(picture).astype(int) - colour).max(-1) <= 14
+def place_of(image: Image.Image, colour: tuple[int, int, int]) -> tuple[float, float]:
+    """Return the centre of the pixels near a colour."""
+    near = np.abs(np.asarray(image).astype(int) - colour).max(-1) <= 14
     rows, columns = np.nonzero(near)
     return columns.mean(), rows.mean()

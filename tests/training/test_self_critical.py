@@ -211,7 +211,7 @@ def test_the_weights_kept_are_a_mean_of_those_at_the_start_and_the_trained_ones(
     again = prepare(replace(config, train=settings), resume=True)
     for name, weight in again.kept.network().state_dict().items():
         assert torch.equal(weight, kept[name]), name
-    with pytest.raises(ConfigError, match="there is no start to keep"):
+    with pytest.raises(ConfigError, match="start is empty"):
         replace(config.train, keep_start=0.25)
 
 

@@ -35,7 +35,7 @@ def random_features(rows: int) -> np.ndarray:
     return np.random.default_rng(rows).normal(size=(rows, *SHAPE)).astype(np.float16)
 
 
-def test_what_is_written_is_read_back_by_another_store(tmp_path):
+def test_written_features_are_read_back_by_another_store(tmp_path):
     features = random_features(2)
     create(tmp_path).write([2, 0], features)
     store = FeatureStore(tmp_path)
@@ -46,7 +46,7 @@ def test_what_is_written_is_read_back_by_another_store(tmp_path):
     assert list(store.state) == [DONE, PENDING, DONE, PENDING]
 
 
-def test_the_writing_store_sees_its_own_values(tmp_path):
+def test_the_writing_store_reads_its_own_values(tmp_path):
     store, features = create(tmp_path), random_features(1)
     store.write([3], features)
     np.testing.assert_array_equal(store.values[3], features[0])
@@ -58,24 +58,24 @@ def test_single_precision_features_are_stored_in_half_precision(tmp_path):
     assert np.all(store.values[0] == np.float16(1 / 3))
 
 
-def test_a_store_opened_again_goes_on_with_the_rows_that_have_no_features(tmp_path):
+def test_a_store_opened_again_resumes_with_the_rows_that_have_no_features(tmp_path):
     store = create(tmp_path)
     assert store.pending() == [0, 1, 2, 3]
     store.write([1], random_features(1))
     store.mark_unreadable(2)
     again = create(tmp_path)
-    assert again.pending() == [0, 2, 3]  # an unreadable picture may have been mended
+    assert again.pending() == [0, 2, 3]  # an unreadable image may have been repaired
     assert again.state[2] == UNREADABLE
     np.testing.assert_array_equal(again.values[1], random_features(1)[0])
 
 
-def test_a_new_store_takes_no_space_for_what_is_not_written(tmp_path):
+def test_a_new_store_takes_no_space_for_pending_rows(tmp_path):
     create(tmp_path, shape=(1, 1000, 1000))
     assert (tmp_path / "features.f16").stat().st_blocks * 512 < 100_000
 
 
 @pytest.mark.parametrize("kept", [[], ["features.f16"], ["features.f16", "features.state"]])
-def test_a_store_half_created_is_created_anew(tmp_path, kept):
+def test_a_store_that_was_half_created_is_created_again(tmp_path, kept):
     create(tmp_path).write([0], random_features(1))
     for name in ("features.json", "features.f16", "features.state"):
         if name not in kept:
@@ -95,14 +95,14 @@ def test_a_store_half_created_is_created_anew(tmp_path, kept):
         {"encoder": EncoderConfig("efficientnet_lite0", resize="crop")},
     ],
 )
-def test_features_of_other_pictures_or_settings_are_not_mixed(tmp_path, changed):
+def test_features_of_other_images_or_settings_are_not_mixed(tmp_path, changed):
     create(tmp_path)
-    with pytest.raises(DataError, match="other pictures or with other encoder settings"):
+    with pytest.raises(DataError, match="other images or with other encoder settings"):
         create(tmp_path, **changed)
 
 
-def test_a_disk_without_room_is_noticed_before_anything_is_written(tmp_path):
-    with pytest.raises(DataError, match=r"the features need .* GB but .* GB free"):
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(tmp_path):
+    with pytest.raises(DataError, match=r"the features need .* GB, but .* GB are free"):
         create(tmp_path, shape=(2, 10**7, 10**7))
     assert not list(tmp_path.iterdir())
 
@@ -192,25 +192,25 @@ def test_a_change_that_is_interrupted_never_leaves_features_of_another_file(
 def test_nothing_is_written_where_nothing_has_changed(tmp_path):
     finished(tmp_path, BEFORE)
     stamps = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
-    told: list[bool] = []
+    calls: list[bool] = []
     sources = {key: source(content) for key, content in BEFORE.items()}
     store = create(tmp_path, keys=list(BEFORE), sources=sources)
     assert store.pending() == []
     sources["a"] = source("2")
-    create(tmp_path, keys=list(BEFORE), sources=sources, before_change=lambda: told.append(True))
-    assert told == [True]
+    create(tmp_path, keys=list(BEFORE), sources=sources, before_change=lambda: calls.append(True))
+    assert calls == [True]
     del stamps["features.state"], stamps["features.sources.json"]
     assert all((tmp_path / name).stat().st_mtime_ns == stamp for name, stamp in stamps.items())
 
 
-def test_a_file_that_is_not_there_now_keeps_its_features(tmp_path):
+def test_a_missing_file_keeps_its_features(tmp_path):
     finished(tmp_path, BEFORE)
     gone = {key: source("1") for key in "acd"} | {"b": None}
     assert create(tmp_path, keys=list(BEFORE), sources=gone).pending() == []
     assert sorted(read_sources(tmp_path)) == ["a", "b", "c", "d"]
 
 
-def test_a_store_without_sources_stays_usable_and_learns_them(tmp_path):
+def test_a_store_without_sources_is_usable_and_takes_them_over(tmp_path):
     finished(tmp_path, BEFORE)
     (tmp_path / "features.sources.json").unlink()
     assert read_sources(tmp_path) is None
@@ -222,9 +222,9 @@ def test_a_store_without_sources_stays_usable_and_learns_them(tmp_path):
     assert read_sources(tmp_path) == sources
 
 
-def test_features_of_none_of_these_pictures_are_not_given_up(tmp_path):
+def test_a_store_of_none_of_these_images_is_not_overwritten(tmp_path):
     finished(tmp_path, BEFORE)
-    with pytest.raises(DataError, match="other pictures or with other encoder settings"):
+    with pytest.raises(DataError, match="other images or with other encoder settings"):
         create(tmp_path, keys=["x"], sources={"x": source("1")})
     assert len(kept(tmp_path)) == 4
 
@@ -237,7 +237,7 @@ def test_damaged_sources_are_refused_with_a_way_out(tmp_path, content):
         create(tmp_path, keys=list(BEFORE), sources={key: source("1") for key in BEFORE})
 
 
-def test_a_source_is_what_a_file_holds(tmp_path):
+def test_a_source_is_the_content_of_a_file(tmp_path):
     path, copy = tmp_path / "a.jpg", tmp_path / "b.jpg"
     path.write_bytes(b"one")
     first = Source.of(path)
@@ -255,19 +255,19 @@ def test_a_source_is_what_a_file_holds(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
-def test_a_disk_that_fills_up_is_an_error_that_keeps_the_rest(tmp_path):
+def test_a_full_disk_is_an_error_that_keeps_what_was_written(tmp_path):
     store = create(tmp_path)
     store.write([0], random_features(1))
     (tmp_path / "features.f16").rename(tmp_path / "aside")
     (tmp_path / "features.f16").symlink_to("/dev/full")
-    with pytest.raises(DataError, match=r"No space left on device; .* goes on where it stopped"):
+    with pytest.raises(DataError, match=r"No space left on device; .* resumes where it stopped"):
         store.write([1], random_features(1))
     (tmp_path / "aside").replace(tmp_path / "features.f16")
     assert create(tmp_path).pending() == [1, 2, 3]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a path that cannot be a file")
-def test_a_store_that_cannot_be_created_says_so(tmp_path):
+def test_a_store_that_cannot_be_created_is_an_error(tmp_path):
     (tmp_path / "features.f16").mkdir()
     with pytest.raises(DataError, match=r"cannot write features to .*Is a directory"):
         create(tmp_path)
@@ -286,7 +286,7 @@ def test_a_truncated_file_is_refused(tmp_path, name):
     create(tmp_path)
     path = tmp_path / name
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(DataError, match=rf"{name} has .* bytes, expected .*truncated"):
+    with pytest.raises(DataError, match=rf"{name}: it is truncated \(.* bytes instead of "):
         FeatureStore(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Read a captions file with a line for each caption: CSV, tab-separated or JSON."""
+"""Read a captions file: CSV, TSV, JSON lines or a JSON array."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from data_prep.records import (
     warn_ignored,
 )
 
-# What a header, or the keys of a JSON object, may call the columns.
+# The accepted names of the columns, in a header or as the keys of a JSON object.
 IMAGE_NAMES = (
     "image", "image_name", "file_name", "filename", "image_path", "file_path", "filepath", "path",
     "img", "file", "photo", "picture",
 )  # fmt: skip
 CAPTION_NAMES = ("caption", "captions", "text", "comment", "description", "sentence", "sentences")
 SPLIT_NAMES = ("split", "set", "subset", "partition")
-# Ignored without a word: Flickr30k's number of the caption, and the index that pandas writes.
+# Ignored silently: Flickr30k's caption number, and the index that pandas writes.
 _QUIET = ("comment_number", "", "unnamed:_0")
 
 _OBJECT = '{"file_name": "photo.jpg", "text": "A dog on a beach"}'
@@ -40,7 +40,7 @@ _EXPECTED = f"expected lines such as `photo.jpg,A dog on a beach`, or {_OBJECT}"
 
 @dataclass(frozen=True)
 class _Row:
-    """What one line, or one entry of a JSON array, says; nothing of it is checked yet."""
+    """One line, or one entry of a JSON array, unchecked."""
 
     place: str  # "line 3"
     image: Any
@@ -50,7 +50,7 @@ class _Row:
 
 @dataclass
 class _Gathered:
-    """What all lines say of one picture."""
+    """All lines of one image."""
 
     split: str | None
     captions: list[str]
@@ -59,25 +59,26 @@ class _Gathered:
 def read(
     captions: Path | Sequence[Path], images: Path, splits: Sequence[str] | None = None
 ) -> list[Record]:
-    """Records of one captions file or of several; the lines of a picture need not stand together.
+    """Read the records of captions files; the lines of an image may be anywhere in them.
 
-    Reads `image,caption` and `image,caption,split` with or without a header, the same with ; tab or
-    | as separator, Flickr's `name.jpg#0<tab>caption`, JSON lines {"file_name": ..., "text": ...}
-    whose text may be a list, an array of such objects, and {"photo.jpg": [caption, ...]}. What the
-    file does not say of its split, `splits` says or, of several files, their names; else it is
-    train. image_id is the running number of the picture. A line that lacks the picture or the
-    caption is reported and left out; columns that are not read are named. Raises DataError naming a
-    line that cannot be read and a picture in two splits.
+    Accepts `image,caption` and `image,caption,split` with or without a header, also with semicolon,
+    tab or | as separator, Flickr's `name.jpg#0<tab>caption`, JSON lines {"file_name": ...,
+    "text": ...} whose text may be a list, an array of such objects, and {"photo.jpg": [caption,
+    ...]}. The split is that of the line, else of `splits`, else, for several files, of the file
+    name, else train. image_id is the running number of the image. Lines without an image or a
+    caption are left out; they and ignored columns are reported. Raises DataError for a line that
+    cannot be read and for an image in two splits.
     """
     files = [captions] if isinstance(captions, Path) else list(captions)
     folder, gathered = Folder(images), dict[str, _Gathered]()
     for file, split in zip(files, file_splits(files, splits, "captions"), strict=True):
         if not _gather(file, split, folder, gathered):
-            raise DataError(f"{file} holds no captions; {_EXPECTED}")
+            raise DataError(f"{file}: it holds no captions; {_EXPECTED}")
     unsaid = next((key for key, found in gathered.items() if found.split is None), None)
     if unsaid is not None and any(found.split is not None for found in gathered.values()):
         raise DataError(
-            f"{files[0]}: {unsaid} has no split, others have one; give each its split, or --splits"
+            f"{files[0]}: {unsaid} has no split, but other images have one; give each image its "
+            "split, or give --splits"
         )
     return [
         Record(key, images / key, found.split or "train", tuple(found.captions), number)
@@ -88,7 +89,7 @@ def read(
 def _gather(
     file: Path, file_split: str | None, folder: Folder, gathered: dict[str, _Gathered]
 ) -> int:
-    """Add what a file says of each picture; returns the number of its captions."""
+    """Add a file's captions by image; returns their number."""
     text = read_text(file)
     left_out, ignored, captions = LeftOut(file), set[str](), 0
     rows = _json_rows if text.lstrip().startswith(("{", "[")) else _table_rows
@@ -97,16 +98,16 @@ def _gather(
             name = caption_text(row.image)
             texts = [text for text in map(caption_text, row.captions) if text is not None]
             if name is None or not texts:
-                left_out.add(row.place, "has no picture or caption")
+                left_out.add(row.place, "no image or no caption")
                 continue
             if len(texts) < len(row.captions):
-                left_out.add(row.place, "holds a caption that is not text (null, nan, a number)")
+                left_out.add(row.place, "a caption that is not text (null, nan, a number)")
             split = file_split if row.split is None else _split_of(row)
             key = folder.key(re.sub(r"#\d+$", "", name.strip()))  # Flickr's name.jpg#0
             found = gathered.setdefault(key, _Gathered(split, []))
             if found.split != split:
                 raise ValueError(
-                    f"{row.place}: {key} is in {split}, before it was in {found.split}"
+                    f"{row.place}: {key} is in {split}, but an earlier line has it in {found.split}"
                 )
             found.captions += texts
             captions += len(texts)
@@ -118,7 +119,7 @@ def _gather(
 
 
 def _split_of(row: _Row) -> str:
-    """Return the split of a row; raises ValueError with its place."""
+    """Return the split of a row; raises ValueError with its place if it is unknown."""
     try:
         return split_named(row.split)
     except ValueError as error:
@@ -147,7 +148,7 @@ def _json_rows(text: str, ignored: set[str]) -> Iterator[_Row]:
 
 
 def _json_entries(text: str) -> Iterator[tuple[str, Any]]:
-    """Each object of a JSON file and its place: of an array, a mapping or JSON lines."""
+    """Yield the place and the value of each entry of an array, a mapping or JSON lines."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -181,7 +182,7 @@ def _json_lines(text: str) -> Iterator[tuple[str, Any]]:
 
 @dataclass(frozen=True)
 class _Columns:
-    """Where the columns of a table are."""
+    """The indices of a table's columns."""
 
     image: int
     caption: int
@@ -190,7 +191,7 @@ class _Columns:
 
 
 def _table_rows(text: str, ignored: set[str]) -> Iterator[_Row]:
-    # The separator is the first one after the name of the first picture, which may be quoted.
+    # The separator is the first one after the first image name, which may be quoted.
     found = re.match(r'\s*(?:"[^"]*"|[^,;|\t\n]*)([,;|\t])', text)
     separator = found[1] if found else ","
     table = _cells(text, separator)
@@ -216,8 +217,8 @@ def _table_rows(text: str, ignored: set[str]) -> Iterator[_Row]:
 
 
 def _cells(text: str, separator: str) -> list[tuple[int, list[str]]]:
-    """The rows that are not empty, with their lines."""
-    # Only CSV quotes; elsewhere a quotation mark belongs to the caption.
+    """Return the rows that are not empty, with their line numbers."""
+    # Only CSV has quoting; elsewhere a quotation mark belongs to the caption.
     table = csv.reader(
         io.StringIO(text, newline=""),
         delimiter=separator,
@@ -231,9 +232,9 @@ def _cells(text: str, separator: str) -> list[tuple[int, list[str]]]:
 
 
 def _header(names: Sequence[str], following: Sequence[Sequence[str]]) -> _Columns | None:
-    """The columns that a header names; None if the first line is not a header.
+    """Return the columns of a header, or None if the first line is not a header.
 
-    Raises ValueError for a header without the columns that are needed.
+    Raises ValueError for a header that lacks a required column.
     """
     image, caption, split = (
         next((names.index(known) for known in several if known in names), None)
@@ -242,11 +243,11 @@ def _header(names: Sequence[str], following: Sequence[Sequence[str]]) -> _Column
     if image is not None and caption is not None:
         return _Columns(image, caption, split, len(names))
     if image is None and caption is None:
-        # No names that are known: it is one all the same if only what follows names files.
+        # Unknown names: it is a header only if the next line names a file and this one does not.
         if _names_a_file(names) or not any(map(_names_a_file, following)):
             return None
     elif image is None and _names_a_file(names):
-        return None  # a picture with the caption "text"
+        return None  # an image with the caption "text"
     wanted = IMAGE_NAMES[:4] if image is None else CAPTION_NAMES
     pairs = ((name, difflib.get_close_matches(name, wanted, 1, 0.7)) for name in names)
     hint = next((f"; did you mean {near[0]} by {name}?" for name, near in pairs if near), "")
@@ -264,7 +265,7 @@ def _names_a_file(cells: Iterable[str]) -> bool:
 
 
 def _all_end_with_a_split(table: Sequence[tuple[int, Sequence[str]]]) -> bool:
-    """Whether the last cell of every row of a table without a header is a split."""
+    """Return whether every row has three cells or more and ends with a split."""
     for _, cells in table:
         try:
             split_named(cells[-1])

@@ -32,7 +32,7 @@ def test_what_is_written_is_read_again(tmp_path):
     assert read_results(tmp_path / "new" / "results.json") == captions
 
 
-def test_references_are_all_captions_of_an_image_and_the_files_of_the_pictures(tmp_path):
+def test_references_are_all_captions_of_an_image_and_its_file_name(tmp_path):
     path = saved(
         tmp_path,
         {
@@ -49,22 +49,22 @@ def test_references_are_all_captions_of_an_image_and_the_files_of_the_pictures(t
     ("document", "said"),
     [
         ("{", "is not JSON"),
-        ({"annotations": []}, "no COCO result file"),
+        ({"annotations": []}, "it is not a COCO result file"),
         ([], "holds no captions"),
-        ([entry(1), entry(2), entry(1)], "entry 2 gives image 1 a second caption"),
-        ([entry(1), {"image_id": 2}], 'entry 1 lacks "image_id" or "caption"'),
+        ([entry(1), entry(2), entry(1)], "entry 2 is a second caption of image 1"),
+        ([entry(1), {"image_id": 2}], 'entry 1: it lacks "image_id" or "caption"'),
         ([entry(1.5)], "image_id is 1.5"),
-        ([entry(1, ["a", "dog"])], "the caption of image 1 is no text"),
+        ([entry(1, ["a", "dog"])], "the caption of image 1 is not text"),
     ],
 )
-def test_a_result_file_of_another_form_is_an_error_that_names_the_place(tmp_path, document, said):
+def test_a_result_file_in_another_format_is_refused_with_the_place(tmp_path, document, said):
     with pytest.raises(DataError, match=said):
         read_results(saved(tmp_path, document))
 
 
 @pytest.mark.parametrize("document", [[entry(1)], {"images": []}, {"annotations": {}}])
-def test_a_captions_file_of_another_form_is_an_error(tmp_path, document):
-    with pytest.raises(DataError, match="no COCO captions file"):
+def test_a_captions_file_in_another_format_is_refused(tmp_path, document):
+    with pytest.raises(DataError, match="it is not a COCO captions file"):
         read_references(saved(tmp_path, document))
 
 
@@ -89,7 +89,7 @@ def test_the_servers_file_names_and_numbers():
     assert coco_image_id(Path("000000581929.jpg")) == 581929
     with pytest.raises(ConfigError, match="val2014 and test2014"):
         server_file("val2017", "mine")
-    with pytest.raises(ConfigError, match="no name for the server"):
+    with pytest.raises(ConfigError, match="may hold only letters"):
         server_file("val2014", "my model")
-    with pytest.raises(DataError, match="has no COCO file name"):
+    with pytest.raises(DataError, match="not a COCO file name"):
         coco_image_id(Path("holiday_2014.jpg"))
