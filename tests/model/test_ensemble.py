@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from test_cli import CAT, fails
+from console import CAT, fails
 from tiny import CAPTIONS, DIM, MODEL, make_data, random_features
 
 import captioner
