@@ -7,20 +7,14 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from PIL import Image, ImageDraw
-from tiny import CAPTIONS
+from tiny import CAPTIONS, write_checkpoint
 
 import captioner
 from app import texts
 from app.__main__ import main
 from app.service import Request, Service
 from captioner import ConfigError, DataError
-from captioner.checkpoint import Checkpoint, save
-from captioner.config import DecodeConfig, EncoderConfig, ModelConfig
-from captioner.data.vocabulary import Vocabulary
-from captioner.model.decoder import make_decoder
-from captioner.model.encoder import Encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:::gradio.queueing")  # its use of pandas
 
@@ -33,21 +27,6 @@ USUAL = {
     "beam_size": 3, "max_words": 6, "length_norm": 0.7, "sample": False, "temperature": 1.0,
     "top_p": 1.0, "captions": 2, "seed": 0,
 }  # fmt: skip
-
-
-def write_checkpoint(folder, kind="show_attend_tell"):
-    """Write a checkpoint of an untrained decoder on a real CNN and return its folder."""
-    torch.manual_seed(0)
-    settings = EncoderConfig("efficientnet_lite0", image_size=96)
-    encoder = Encoder(settings)
-    shape = ModelConfig(kind, embed_dim=8, hidden_dim=8, attention_dim=8)
-    vocabulary = Vocabulary.build(CAPTIONS, min_count=1)
-    decoder = make_decoder(shape, len(vocabulary), encoder.dim)
-    decode = DecodeConfig(beam_size=3, max_words=6)
-    save(
-        Checkpoint(decoder, shape, settings, decode, vocabulary, encoder.dim, encoder.grid), folder
-    )
-    return folder
 
 
 def free_port():
