@@ -120,7 +120,7 @@ def test_a_file_in_place_of_prepared_data_is_refused(untrained, capsys, tmp_path
     [
         "app.__main__", "data_prep.__main__", "benchmarks.captioning_study.__main__",
         "benchmarks.definition", "benchmarks.gradients.__main__", "benchmarks.memory.__main__",
-        "benchmarks.throughput.__main__", "captioner",
+        "benchmarks.throughput.__main__", "captioner.__main__",
     ],
 )  # fmt: skip
 def test_every_command_refuses_a_wrong_option_in_one_line(module, capsys):
