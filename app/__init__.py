@@ -1,1 +1,1 @@
-"""The web page: `python -m app`. Everything about models lies in captioner."""
+"""The web page, `python -m app`: visitors' requests to a captioner and its answers."""

@@ -1,4 +1,4 @@
-"""The command `python -m app`: load a checkpoint once and open the page on it."""
+"""The command `python -m app`: load a checkpoint and open the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from captioner.cli.parsing import Parser, exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the page until it is stopped; returns the exit code."""
+    """Run the page until it is stopped and return the exit code."""
     return exit_code(lambda: _serve(argv))
 
 
@@ -32,7 +32,7 @@ def _serve(argv: Sequence[str] | None) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m app",
-        description="Caption pictures in the browser, and see where each word looked.",
+        description="Caption pictures in the browser and see where the model looked for each word.",
     )
     add = parser.add_argument
     add("--checkpoint", default="checkpoints/flickr8k", metavar="DIR",
@@ -40,20 +40,20 @@ def _parser() -> Parser:
     add("--host", default="127.0.0.1",
         help="address to listen on; 0.0.0.0 lets other machines in (%(default)s)")  # fmt: skip
     add("--port", type=_port, default=7860, metavar="N",
-        help="port to listen on; 0 takes any free one (%(default)s)")  # fmt: skip
+        help="port to listen on; 0 takes a free one (%(default)s)")  # fmt: skip
     add("--share", action="store_true",
-        help="also open a temporary public address, by a tunnel of Gradio's")  # fmt: skip
+        help="also open a temporary public address through Gradio's tunnel")  # fmt: skip
     return parser
 
 
 def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a port, a whole number up to 65535")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port; give a whole number up to 65535")
     return int(text)
 
 
 def _free_port(host: str, port: int) -> int:
-    """The port itself, or any for 0; known before the slow part, with the system's own reason."""
+    """Return the port, or a free one for 0; raises ConfigError if it cannot be listened on."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.create_server((host, port), family=family) as listener:

@@ -15,7 +15,7 @@ from captioner import CaptionerError
 
 
 def add_endpoint(service: Service) -> None:
-    """Add `/caption` to the page that is being built."""
+    """Add the endpoint `/caption` to the page that is being built."""
     default = service.default
 
     def caption(
@@ -50,11 +50,11 @@ def add_endpoint(service: Service) -> None:
     page = Context.root_block
     for function in page.fns.values() if page else ():
         if function.api_name == "caption":
-            _say_why_no_download(function.inputs[0])
+            _explain_failed_download(function.inputs[0])
 
 
-def _say_why_no_download(picture: gr.blocks.Block) -> None:
-    """Make a picture that is given as a URL and cannot be fetched an error that says so.
+def _explain_failed_download(picture: gr.blocks.Block) -> None:
+    """Raise an error that names the URL when an image cannot be fetched from it.
 
     gradio fetches it before the endpoint runs, from public addresses only.
     """
@@ -63,7 +63,7 @@ def _say_why_no_download(picture: gr.blocks.Block) -> None:
     async def fetched(url_or_file_path: str | Path | None) -> str | None:
         try:
             return await fetch(url_or_file_path)
-        except Exception as error:  # of several libraries: no address, no answer, status 404 ...
+        except Exception as error:  # from several libraries: no address, no answer, status 404 ...
             place = str(url_or_file_path)
             if not place.startswith(("http://", "https://")):
                 raise

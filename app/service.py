@@ -1,4 +1,4 @@
-"""Answer one request: check it, caption the picture, draw where each word looked."""
+"""Answer one request: check it, caption the image and draw the attention of each word."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ OVERLAY_SIDE = 480  # pixels
 
 @dataclass(frozen=True)
 class Request:
-    """How to caption, in the words of captioner's DecodeConfig but within a server's bounds.
+    """How to caption: fields of captioner's DecodeConfig within the bounds of a server.
 
-    Raises ConfigError for anything outside LIMITS, whatever its type: it comes from the network.
+    Raises ConfigError for a value of any type outside LIMITS: it comes from the network.
     """
 
     beam_size: int
@@ -58,14 +58,14 @@ class Request:
             raise ConfigError(f"sample is {self.sample!r:.40}; it must be true or false")
 
     def settings(self) -> dict[str, Any]:
-        """The settings that matter: a search has no temperature, sampling no beam."""
+        """Return the settings with an effect: a search has no temperature, sampling no beam."""
         idle = SEARCHING if self.sample else SAMPLING
         return {name: value for name, value in asdict(self).items() if name not in idle}
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The captions of a picture, best first, and the best one's words with their overlays."""
+    """The captions of an image, best first, and an overlay for each word of the best one."""
 
     captions: list[Caption]
     overlays: list[tuple[Image.Image, str]]  # empty if the decoder has no attention
@@ -76,27 +76,26 @@ class Answer:
 
 
 class Service:
-    """One model shared by all visitors; it works on one picture at a time.
+    """One model shared by all visitors; it captions one image at a time.
 
-    `default` is the checkpoint's own way to caption, as far as LIMITS allow.
+    `default` is the checkpoint's own request, brought within LIMITS.
     """
 
     def __init__(self, model: Captioner):
         self._model = model
         self.default = _default(model)
+        self.known_words = len(model.vocabulary) - 4  # without padding, start, end and unknown
         self._lock = threading.Lock()
 
-        self.known_words = len(model.vocabulary) - 4  # without padding, start, end and unknown
+    def answer(self, upload: object, request: Request, overlays: bool = True) -> Answer:
+        """Caption an uploaded file, given as gradio passes it on.
 
-    def answer(self, picture: object, request: Request, overlays: bool = True) -> Answer:
-        """Caption a picture, given as gradio hands an uploaded file on.
-
-        Raises DataError, naming the file without its folder, if it is not a readable picture.
+        Raises DataError, naming the file without its folder, if it is not a readable image.
         """
-        path = _uploaded(picture)
-        if not request.sample:  # a search finds at most one caption for each of its beams
+        path = _uploaded(upload)
+        if not request.sample:  # a search finds at most one caption for each beam
             request = replace(request, captions=min(request.captions, request.beam_size))
-        with self._lock:  # also bounds the memory: a large picture takes hundreds of megabytes
+        with self._lock:  # also bounds the memory: a large image takes hundreds of megabytes
             try:
                 image = self._model.seen(path)
             except DataError as error:
@@ -107,20 +106,20 @@ class Service:
         return Answer(captions, _overlays(image, captions[0]) if overlays else [])
 
 
-def _uploaded(picture: object) -> Path:
-    """The file of a picture that gradio received.
+def _uploaded(upload: object) -> Path:
+    """Return the path of an uploaded file; raises DataError for anything else.
 
-    Gradio has made sure that the path of a dict with this mark, and of no other, is an upload's.
-    Without the mark a visitor could name any file of the server.
+    Gradio checks that a path is an upload's only in a dict with this mark. Without the mark a
+    visitor could name any file of the server.
     """
-    if picture is None:
+    if upload is None:
         raise DataError("there is no picture yet: choose one first")
-    if isinstance(picture, str):
+    if isinstance(upload, str):
         raise DataError(
             "the picture is text; upload it, in Python with gradio_client.handle_file(PATH or URL)"
         )
-    meta = picture.get("meta") if isinstance(picture, dict) else None
-    path = picture.get("path") if isinstance(picture, dict) else None
+    meta = upload.get("meta") if isinstance(upload, dict) else None
+    path = upload.get("path") if isinstance(upload, dict) else None
     if not isinstance(meta, dict) or meta.get("_type") != "gradio.FileData" or not path:
         raise DataError("the picture was not uploaded: send it to /gradio_api/upload first")
     return Path(str(path))
@@ -137,7 +136,7 @@ def _overlays(image: Image.Image, caption: Caption) -> list[tuple[Image.Image, s
 
 def _default(model: Captioner) -> Request:
     own = asdict(model.decode)
-    if not own["sample"]:  # it says nothing about drawing, and drawing from all words is wild
+    if not own["sample"]:  # the checkpoint sets no sampling; sampling from all words is wild
         own |= {"temperature": 0.7, "top_p": 0.9}
     values = {name: min(max(own[name], least), most) for name, (least, most) in LIMITS.items()}
     return Request(**{**values, "sample": own["sample"], "captions": values["beam_size"]})

@@ -45,7 +45,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs torch only when it is asked for, so that `captioner --help` is quick."""
+    """Import what needs torch on first use, so that `captioner --help` is quick."""
     if name in _HOMES:
         from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""`python -m captioner` is the command `captioner`."""
+"""Run the command `captioner` as `python -m captioner`."""
 
 import sys
 

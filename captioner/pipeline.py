@@ -1,4 +1,4 @@
-"""Captioner: a picture in, its caption out; for people who do not train."""
+"""Captioner: an image in, its caption out; for people who do not train."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ from captioner.model.encoder import Encoder, seen
 from captioner.model.fused.linear import PackedWeights, packed
 from captioner.search import Hypothesis, search
 
-SAMPLING = ("temperature", "top_k", "top_p", "seed")  # settings that a search does not have
-SEARCHING = ("beam_size",)  # settings that sampling does not have
+SAMPLING = ("temperature", "top_k", "top_p", "seed")  # settings without effect on a search
+SEARCHING = ("beam_size",)  # settings without effect on sampling
 
 
 @dataclass(frozen=True)
 class Caption:
-    """One caption of one picture."""
+    """One caption of one image."""
 
     text: str
     words: tuple[str, ...]
@@ -52,9 +52,9 @@ class Caption:
 
 
 class Captioner:
-    """A decoder with its encoder, or an ensemble of them, made by `load`.
+    """A decoder with its encoder, or an ensemble of them; `load` makes one.
 
-    Members of an ensemble with the same encoder share it; `checkpoint` is the first of them.
+    Members of an ensemble with the same encoder share it; `checkpoint` is the first member.
     Raises ConfigError if the device cannot be used.
     """
 
@@ -88,70 +88,70 @@ class Captioner:
 
     @property
     def decode(self) -> DecodeConfig:
-        """The search settings used when nothing else is asked for."""
+        """The checkpoint's own search settings, the default of every call."""
         return self.checkpoint.decode
 
-    def caption(self, picture: ImageSource, **settings: Any) -> Caption:
-        """Return the best caption of a picture, given as anything that `open_image` reads.
+    def caption(self, image: ImageSource, **settings: Any) -> Caption:
+        """Return the best caption of an image.
 
-        A picture is a path, encoded bytes, a binary file object, a PIL image, an array or a tensor.
-        settings are fields of DecodeConfig, such as beam_size=3 or sample=True, top_p=0.9.
-        Raises DataError if it is not a readable picture, ConfigError for a wrong setting and for
-        one without effect: beam_size with sample, temperature, top_k, top_p or seed without.
+        The image is a path, encoded bytes, a binary file object, a PIL image, an array or a tensor.
+        The settings are fields of DecodeConfig, such as beam_size=3, or sample=True and top_p=0.9.
+        Raises DataError if the image cannot be read, and ConfigError for a wrong setting or one
+        without effect: beam_size with sample; temperature, top_k, top_p or seed without.
         """
-        return self.captions(picture, **{"captions": 1, **settings})[0]
+        return self.captions(image, **{"captions": 1, **settings})[0]
 
-    def captions(self, picture: ImageSource, **settings: Any) -> list[Caption]:
+    def captions(self, image: ImageSource, **settings: Any) -> list[Caption]:
         """Return several captions, best first: as many as `captions` (default: the beam size).
 
-        No two are equal: samples that repeat an earlier one are drawn again, and if no new one
-        comes, as at a low temperature, there are fewer.
+        No two are equal. A sample that repeats an earlier one is replaced by a new one; where none
+        is found, as at a low temperature, there are fewer.
         """
         decode = changed(self.decode, settings)
         if "captions" not in settings and not decode.sample:
             decode = replace(decode, captions=decode.beam_size)
-        return self.search([picture], decode)[0]
+        return self.search([image], decode)[0]
 
     def caption_many(
-        self, pictures: Iterable[ImageSource], *, batch_images: int = 16, **settings: Any
+        self, images: Iterable[ImageSource], *, batch_images: int = 16, **settings: Any
     ) -> Iterator[Caption | DataError]:
-        """Yield the best caption of each picture, in order, computed a batch at a time.
+        """Yield the best caption of each image, in order, computed a batch at a time.
 
-        In the place of a picture that cannot be read its DataError is yielded, not raised: one bad
-        picture costs itself, and `zip(paths, model.caption_many(paths))` stays in step.
-        Raises ConfigError, when called, for wrong settings.
+        For an image that cannot be read, its DataError is yielded, not raised. So one bad image
+        does not cost the others, and `zip(paths, model.caption_many(paths))` stays in step.
+        Raises ConfigError for wrong settings at the call, before the first image.
         """
-        if _is_one_picture(pictures) or not isinstance(pictures, Iterable):
+        if _is_one_image(images) or not isinstance(images, Iterable):
             raise ConfigError(
-                f"pictures is one {type(pictures).__name__}; caption_many takes a list of pictures"
+                f"images is one {type(images).__name__}; caption_many takes a list of images"
             )
         batch_size = _whole("batch_images", batch_images)
         if batch_size < 1:
             raise ConfigError(f"batch_images is {batch_size}; it must be >= 1")
         decode = changed(self.decode, {**settings, "captions": 1})
-        return self._caption_batches(iter(pictures), batch_size, decode)
+        return self._caption_batches(iter(images), batch_size, decode)
 
     def _caption_batches(
-        self, source: Iterator[ImageSource], batch_size: int, decode: DecodeConfig
+        self, sources: Iterator[ImageSource], batch_size: int, decode: DecodeConfig
     ) -> Iterator[Caption | DataError]:
-        while batch := list(islice(source, batch_size)):
-            opened = [_opened(picture) for picture in batch]
+        while batch := list(islice(sources, batch_size)):
+            opened = [_opened(source) for source in batch]
             images = [image for image in opened if isinstance(image, Image.Image)]
             captions = iter(self.search(images, decode) if images else ())
             for image in opened:
                 yield image if isinstance(image, DataError) else next(captions)[0]
 
-    def seen(self, picture: ImageSource) -> Image.Image:
-        """The upright RGB part of a picture that the encoder sees; attention lies over this."""
-        return seen(open_image(picture), self.encoder.config)
+    def seen(self, image: ImageSource) -> Image.Image:
+        """Return the upright RGB part of an image that the encoder sees and attends to."""
+        return seen(open_image(image), self.encoder.config)
 
     @torch.inference_mode()
-    def search(self, pictures: Sequence[ImageSource], decode: DecodeConfig) -> list[list[Caption]]:
-        """Return captions of each picture of one batch, best first."""
-        images = [open_image(picture) for picture in pictures]
-        # In float32 whatever surrounds the call: searches compare log-probabilities.
+    def search(self, images: Sequence[ImageSource], decode: DecodeConfig) -> list[list[Caption]]:
+        """Return the captions of each image of one batch, best first."""
+        opened = [open_image(image) for image in images]
+        # A search compares log-probabilities, so it is in float32 whatever surrounds the call.
         with torch.autocast(self.device.type, enabled=False):
-            found = self._search(images, decode)
+            found = self._search(opened, decode)
         return [[self._caption(hypothesis) for hypothesis in group] for group in found]
 
     def _search(
@@ -179,9 +179,9 @@ class Captioner:
 def load(path: Path | str | Sequence[Path | str], device: torch.device | str = "cpu") -> Captioner:
     """Return a Captioner of a checkpoint folder or Hugging Face Hub id; of several, their ensemble.
 
-    `device` "auto" takes a GPU if there is one.
-    Raises CheckpointError when there is none, it is damaged or of another version, or the members
-    of an ensemble do not have the same vocabulary; ConfigError if the device cannot be used.
+    `device` "auto" uses a GPU if there is one.
+    Raises CheckpointError for a checkpoint that is missing, damaged or of another version, and for
+    an ensemble whose members differ in vocabulary; ConfigError if the device cannot be used.
     """
     paths = [path] if isinstance(path, str | PathLike) else path
     if not isinstance(paths, Sequence) or not all(isinstance(p, str | PathLike) for p in paths):
@@ -191,9 +191,10 @@ def load(path: Path | str | Sequence[Path | str], device: torch.device | str = "
 
 
 def changed(decode: DecodeConfig, settings: Mapping[str, Any]) -> DecodeConfig:
-    """Return `decode` with other settings, whose numbers may be numpy's.
+    """Return `decode` with other settings; numbers may be those of numpy.
 
-    Raises ConfigError for one that does not exist, of the wrong type, impossible or without effect.
+    Raises ConfigError for a setting that is unknown, of the wrong type, impossible or without
+    effect.
     """
     default = DecodeConfig()
     known = {field.name: type(getattr(default, field.name)) for field in fields(DecodeConfig)}
@@ -243,14 +244,14 @@ def _truth(name: str, value: Any) -> bool:
 _READ: dict[type, Callable[[str, Any], Any]] = {int: _whole, float: _number, bool: _truth}
 
 
-def _is_one_picture(pictures: object) -> bool:
+def _is_one_image(images: object) -> bool:
     kinds = (str, PathLike, bytes, bytearray, memoryview, Image.Image)
-    dimensions = getattr(pictures, "ndim", 4)  # a batch of arrays has four
-    return isinstance(pictures, kinds) or hasattr(pictures, "read") or dimensions < 4
+    dimensions = getattr(images, "ndim", 4)  # a batch of arrays has four
+    return isinstance(images, kinds) or hasattr(images, "read") or dimensions < 4
 
 
-def _opened(picture: ImageSource) -> Image.Image | DataError:
+def _opened(source: ImageSource) -> Image.Image | DataError:
     try:
-        return open_image(picture)
+        return open_image(source)
     except DataError as error:
         return error

@@ -30,6 +30,24 @@ def model(folder):
     return captioner.load(folder)
 
 
+def test_one_image_has_the_same_caption_in_every_form(model):
+    caption = model.caption(CAT, beam_size=5)
+    assert caption.text == " ".join(caption.words) == str(caption)
+    assert caption.attention.shape == (len(caption.words), 3, 3)
+    assert caption.attention.sum((1, 2)) == pytest.approx(1.0, rel=1e-4)
+    images = [CAT, CAT.read_bytes(), Image.open(CAT)]
+    found = list(model.caption_many(images, batch_images=2, beam_size=5))
+    assert [one.text for one in found] == [caption.text] * 3
+    several = model.captions(CAT, captions=3)
+    assert len({one.text for one in several}) == 3
+    with pytest.raises(ConfigError, match="no setting 'beams'"):
+        model.caption(CAT, beams=3)
+    with pytest.raises(DataError, match="no image at"):
+        model.caption("gone.jpg")
+    with pytest.raises(CheckpointError):
+        captioner.load("gone")
+
+
 @pytest.mark.parametrize("batch_images", [1, 2, 16])
 def test_a_bad_image_costs_itself_and_keeps_its_place(model, batch_images):
     images = [CAT, CAT, "missing.jpg", b"nonsense", CAT]
@@ -52,7 +70,7 @@ def test_images_are_taken_a_batch_at_a_time(model):
     ids=lambda one: type(one).__name__,
 )  # fmt: skip
 def test_one_image_in_place_of_many_is_refused_at_once(model, one):
-    with pytest.raises(ConfigError, match="caption_many takes a list of pictures"):
+    with pytest.raises(ConfigError, match="caption_many takes a list of images"):
         model.caption_many(one)
 
 

@@ -28,10 +28,7 @@ if TYPE_CHECKING:
     from captioner.data.collect import Found
     from captioner.pipeline import Caption, Captioner
 
-DESCRIPTION = (
-    "Caption images and folders of images. "
-    "Search settings default to those of the (first) checkpoint."
-)
+DESCRIPTION = "Caption images and folders of images."
 
 
 @dataclass(frozen=True)
@@ -45,21 +42,28 @@ class Outputs:
 
 def add_arguments(parser: Parser) -> None:
     """Add the images, the checkpoints, the outputs and the settings of search and sampling."""
+    parser.usage = "%(prog)s IMAGE ... --checkpoint DIR [options]"
     add = parser.add_argument
-    add("images", nargs="+", help="image files and folders; - is the standard input")
+    add(
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image files and folders; - is the standard input",
+    )
     add("--checkpoint", action="append", required=True, metavar="DIR",
         help=f"{CHECKPOINT_HELP} (repeat the option)")  # fmt: skip
     add("--recursive", action="store_true", help="also search folders inside folders")
     add("--json", action="store_true", help="print a JSON object for each caption")
     add("--attention", metavar="PNG|DIR",
-        help="show the attention of each word in this PNG; for several images in a PNG each, "
-        "in this folder")  # fmt: skip
+        help="draw the attention of each word into this PNG; for several images, into a PNG "
+        "each in this folder")  # fmt: skip
     add("--results", metavar="JSON",
         help="write the best captions as a COCO result file; the images need COCO's file "
         "names")  # fmt: skip
     add_server_argument(parser, "--results")
     add("--captions", type=int, metavar="N", help="print N captions for each image, best first")
     add_decode_arguments(parser)
+    add = parser.add_argument_group("sampling").add_argument
     add("--sample", action=BooleanOptionalAction,
         help="sample captions at random instead of searching for the likeliest")  # fmt: skip
     add("--temperature", type=float, metavar="X",
@@ -68,7 +72,7 @@ def add_arguments(parser: Parser) -> None:
     add("--top-p", type=float, metavar="P",
         help="sample only from the likeliest words whose probabilities add up to P; 1 is "
         "off")  # fmt: skip
-    add("--seed", type=int, help="seed of the sampling")
+    add("--seed", type=int, metavar="N", help="seed of the samples")
 
 
 def run(options: Namespace) -> int:

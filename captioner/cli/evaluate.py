@@ -30,18 +30,16 @@ if TYPE_CHECKING:
     from captioner.evaluate import Evaluation
     from captioner.metrics.significance import Interval
 
-DESCRIPTION = (
-    "Caption a split of prepared data and score the captions. "
-    "Search settings default to those of the (first) checkpoint."
-)
+DESCRIPTION = "Caption a split of prepared data and score the captions."
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the checkpoints, the data, the outputs and the settings of the search."""
+    parser.usage = "%(prog)s CHECKPOINT ... --data DIR [options]"
     add = parser.add_argument
-    add("checkpoint", nargs="+", help=CHECKPOINT_HELP)
+    add("checkpoint", nargs="+", metavar="CHECKPOINT", help=CHECKPOINT_HELP)
     add("--data", required=True, metavar="DIR", help="folder made by `python -m data_prep`")
-    add("--split", default="val", help="train, val or test (%(default)s)")
+    add("--split", default="val", metavar="NAME", help="train, val or test (%(default)s)")
     add("--limit", type=int, default=0, metavar="N", help="evaluate only the first N images")
     add("--out", metavar="JSON", help="write the captions as a COCO result file")
     add_server_argument(parser, "--out")

@@ -18,9 +18,9 @@ def add_score_arguments(parser: ArgumentParser) -> None:
     """Add the options that say what is scored and how the scores are shown."""
     from captioner.metrics.scores import METRICS, SPICE
 
-    add = parser.add_argument
+    add = parser.add_argument_group("scores").add_argument
     add("--metrics", nargs="+", choices=(*METRICS, SPICE), metavar="METRIC",
-        help=f"metrics to compute, of {', '.join(METRICS)} (all of these) and {SPICE}")  # fmt: skip
+        help=f"some of {', '.join(METRICS)} and {SPICE}; all but {SPICE} by default")  # fmt: skip
     add("--corenlp", type=Path, metavar="DIR",
         help=f"folder with the jars of Stanford CoreNLP 3.6 and Nashorn; {SPICE} needs "
         "them")  # fmt: skip
@@ -71,7 +71,9 @@ def result_file(out: str | None, server: Sequence[str] | None) -> Path | None:
 
 def add_decode_arguments(parser: ArgumentParser) -> None:
     """Add the settings of a search that differ from the checkpoint's own."""
-    add = parser.add_argument
+    add = parser.add_argument_group(
+        "search", "An option left out is as in the checkpoint, of several as in the first."
+    ).add_argument
     add("--beam-size", type=int, metavar="N", help="hypotheses kept at each word; 1 is greedy")
     add("--max-words", type=int, metavar="N", help="cut captions after N words")
     add("--length-norm", type=float, metavar="X",

@@ -1,4 +1,4 @@
-"""Find out before a command's work where its outputs go, and that nothing is overwritten."""
+"""Decide where the outputs of a command go, and check that nothing is overwritten."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from captioner.errors import ConfigError, DataError
 
 
 def writable(path: str | Path | None) -> Path | None:
-    """Return the path of a file that can be written, its folder made; None stays None.
+    """Make the folder of a file and return its path; None stays None.
 
-    Raises DataError if it cannot be.
+    Raises DataError if the file cannot be written.
     """
     if path is None:
         return None
@@ -38,8 +38,8 @@ def writable(path: str | Path | None) -> Path | None:
 
 
 def check_distinct(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[Path] = ()) -> None:
-    """Raise ConfigError if an output (its option, its path) is another's file or an input."""
-    taken = {_key(path): "what is read" for path in inputs}
+    """Raise ConfigError if an output (option, path) is also another output or an input."""
+    taken = {_key(path): "an input" for path in inputs}
     for option, path in outputs:
         if path is None:
             continue
@@ -50,11 +50,11 @@ def check_distinct(outputs: Iterable[tuple[str, Path | None]], inputs: Iterable[
 
 
 def sheet_files(images: Sequence[Path], out: Path) -> dict[Path, Path]:
-    """Return the PNG of each image's attention: `out` itself, or of several a file each in it.
+    """Return the PNG for the attention of each image: `out`, or for several a PNG each in it.
 
-    The names in the folder are, whichever is the first that gives no two images one file: the
-    image's name without its suffix, with its suffix, each with the folders above it, or numbered.
-    Raises DataError if a file cannot be written.
+    The PNGs are named after the images by the first of these forms in which no two are the same:
+    without the suffix, with it, each with the folders above the image, and numbered.
+    Raises DataError if a PNG cannot be written.
     """
     distinct = list(dict.fromkeys(images))
     if len(distinct) == 1 and not os.path.isdir(out):
@@ -96,5 +96,5 @@ def _key(path: Path) -> str:
 
 
 def _folded(path: Path) -> str:
-    """What file systems that ignore case and Unicode's forms take for the same name."""
+    """Return the same name for paths that some file systems do not tell apart."""
     return unicodedata.normalize("NFC", str(path)).casefold()

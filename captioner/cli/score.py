@@ -30,8 +30,12 @@ DESCRIPTION = (
 
 def add_arguments(parser: Parser) -> None:
     """Add the result files, the references and the options of scoring."""
+    parser.usage = "%(prog)s RESULTS [RESULTS] --references JSON [options]"
     parser.add_argument(
-        "results", nargs="+", help="one or two COCO result files, [{image_id, caption}, ...]"
+        "results",
+        nargs="+",
+        metavar="RESULTS",
+        help="one or two COCO result files: [{image_id, caption}, ...]",
     )
     parser.add_argument("--references", required=True, metavar="JSON", help="COCO captions file")
     add_score_arguments(parser)

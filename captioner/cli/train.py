@@ -14,11 +14,15 @@ from captioner.config import Config
 if TYPE_CHECKING:
     from captioner.training.loop import Result
 
-DESCRIPTION = "Train a decoder on data prepared by `python -m data_prep`."
+DESCRIPTION = (
+    "Train a decoder on data prepared by `python -m data_prep`. "
+    "Options after --config override the settings in the file."
+)
 
 
 def add_arguments(parser: Parser) -> None:
     """Add the config file, `--resume` and an option for every setting."""
+    parser.usage = "%(prog)s --config FILE [--resume] [--SETTING VALUE ...]"
     parser.add_argument("--config", action="config", help="YAML file with any of the settings")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_class_arguments(Config)

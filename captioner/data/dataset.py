@@ -71,7 +71,7 @@ class CaptionDataset:
         folders = [Path(f) for f in ([folder] if isinstance(folder, Path | str) else folder)]
         if vocabulary is None:
             assert len(folders) == 1, "several folders need a vocabulary"
-            vocabulary = Vocabulary.load(folders[0] / "vocabulary.json")
+            vocabulary = _own_vocabulary(folders[0])
         self.vocabulary = vocabulary
         self.stores = [FeatureStore(folder) for folder in folders]
         self.store = self.stores[0]
@@ -238,10 +238,16 @@ def _examples_of_split(folder: Path, split: str, store: FeatureStore) -> list[Ex
     return examples
 
 
+def _own_vocabulary(folder: Path) -> Vocabulary:
+    if not (folder / "examples.json").is_file():
+        read_examples(folder)  # raises: the folder itself is wrong, not only its vocabulary
+    return Vocabulary.load(folder / "vocabulary.json")
+
+
 def joint_vocabulary(folders: Sequence[Path | str], min_count: int) -> Vocabulary:
     """Return a prepared folder's vocabulary, or make one of the training captions of several."""
     if len(folders) == 1:
-        return Vocabulary.load(Path(folders[0]) / "vocabulary.json")
+        return _own_vocabulary(Path(folders[0]))
     captions = (
         caption
         for folder in folders

@@ -1,3 +1,5 @@
+"""The web page: its command, the service behind it, its API, and a browser on it."""
+
 import re
 import shutil
 import socket
@@ -5,20 +7,14 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from PIL import Image, ImageDraw
-from tiny import CAPTIONS
+from tiny import CAPTIONS, write_checkpoint
 
 import captioner
-from app import words
+from app import texts
 from app.__main__ import main
 from app.service import Request, Service
 from captioner import ConfigError, DataError
-from captioner.checkpoint import Checkpoint, save
-from captioner.config import DecodeConfig, EncoderConfig, ModelConfig
-from captioner.data.vocabulary import Vocabulary
-from captioner.model import make_decoder
-from captioner.model.encoder import Encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore:::gradio.queueing")  # its use of pandas
 
@@ -33,28 +29,13 @@ USUAL = {
 }  # fmt: skip
 
 
-def write_checkpoint(folder, kind="show_attend_tell"):
-    """A decoder that has learnt nothing, on a real CNN."""
-    torch.manual_seed(0)
-    settings = EncoderConfig("efficientnet_lite0", image_size=96)
-    encoder = Encoder(settings)
-    shape = ModelConfig(kind, embed_dim=8, hidden_dim=8, attention_dim=8)
-    vocabulary = Vocabulary.build(CAPTIONS, min_count=1)
-    decoder = make_decoder(shape, len(vocabulary), encoder.dim)
-    decode = DecodeConfig(beam_size=3, max_words=6)
-    save(
-        Checkpoint(decoder, shape, settings, decode, vocabulary, encoder.dim, encoder.grid), folder
-    )
-    return folder
-
-
 def free_port():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
 
 
 def uploaded(path):
-    """A picture as gradio hands it on."""
+    """Return an uploaded file as gradio passes it on."""
     return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
 
 
@@ -84,10 +65,10 @@ def broken(tmp_path_factory):
 
 def test_a_missing_checkpoint_ends_in_one_line(capsys):
     assert main(["--checkpoint", "runs/nowhere", "--port", "0"]) == 1
-    told = capsys.readouterr()
-    assert told.err.startswith("error: no checkpoint at runs/nowhere")
-    assert told.err.count("\n") == 1
-    assert not told.out
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: no checkpoint at runs/nowhere")
+    assert printed.err.count("\n") == 1
+    assert not printed.out
 
 
 @pytest.mark.parametrize(
@@ -101,18 +82,18 @@ def test_a_missing_checkpoint_ends_in_one_line(capsys):
 )
 def test_a_wrong_option_ends_in_one_line(options, message, capsys):
     assert main(options) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert message in told
-    assert told.count("\n") == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def test_a_port_in_use_ends_in_one_line_before_the_model_is_loaded(capsys):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert main(["--port", port, "--checkpoint", "runs/nowhere"]) == 1
-    told = capsys.readouterr().err
-    assert told == (
+    error = capsys.readouterr().err
+    assert error == (
         f"error: cannot listen on 127.0.0.1 port {port}: address already in use; "
         "choose another --port or --host\n"
     )
@@ -159,7 +140,7 @@ def test_only_a_search_is_limited_to_its_beams(model, photo, sample, found):
     assert len(answer.captions) == found
 
 
-def test_a_broken_picture_is_named_without_its_folder(model, broken):
+def test_a_broken_image_is_named_without_its_folder(model, broken):
     with pytest.raises(
         DataError, match=r"^broken\.jpg: it is not an image in a known format; give"
     ):
@@ -167,7 +148,7 @@ def test_a_broken_picture_is_named_without_its_folder(model, broken):
 
 
 @pytest.mark.parametrize("picture", [None, "photo.jpg", {"path": "photo.jpg"}, {"meta": "x"}, 7])
-def test_a_picture_that_gradio_did_not_check_is_not_opened(model, picture):
+def test_a_file_that_gradio_did_not_check_is_not_opened(model, picture):
     with pytest.raises(DataError, match=r"no picture yet|was not uploaded|picture is text"):
         Service(model).answer(picture, Request(**USUAL))
 
@@ -216,7 +197,7 @@ def visit(chromium, url):
 
 
 @pytest.mark.slow
-def test_the_api_gives_caption_words_score_and_alternatives(client, photo):
+def test_the_api_returns_caption_words_score_and_alternatives(client, photo):
     from gradio_client import handle_file
 
     answer = client.predict(handle_file(photo), beam_size=3, captions=3, api_name="/caption")
@@ -261,7 +242,7 @@ def test_a_url_that_cannot_be_fetched_is_an_error_that_says_so(client, place, me
 
 @pytest.mark.parametrize(("sample", "idle"), [(False, {"temperature", "top_p", "seed"}),
                                               (True, {"beam_size"})])  # fmt: skip
-def test_settings_without_effect_are_not_handed_on(sample, idle):
+def test_settings_without_effect_are_not_passed_on(sample, idle):
     request = Request(**{**USUAL, "sample": sample})
     assert USUAL.keys() - request.settings().keys() == idle
 
@@ -279,7 +260,7 @@ def test_the_api_opens_no_file_that_was_not_uploaded(url, photo, mark):
 @pytest.mark.slow
 @pytest.mark.parametrize("language", ["python", "bash"])
 def test_the_pages_api_examples_work(url, photo, language):
-    code = re.search(f"```{language}\n(.*?)```", words.API, re.DOTALL)[1]
+    code = re.search(f"```{language}\n(.*?)```", texts.API, re.DOTALL)[1]
     code = code.replace("http://127.0.0.1:7860", url)
     if language == "bash" and shutil.which("curl") is None:
         pytest.skip("no curl here")
@@ -293,7 +274,7 @@ def test_the_pages_api_examples_work(url, photo, language):
 
 
 @pytest.mark.slow
-def test_a_visitor_uploads_a_picture_and_reads_its_caption(visit, url, photo):
+def test_a_visitor_uploads_an_image_and_reads_its_caption(visit, url, photo):
     elsewhere = []
     visit.on("request", lambda request: elsewhere.append(request.url))
     visit.reload()
@@ -310,13 +291,13 @@ def test_a_visitor_uploads_a_picture_and_reads_its_caption(visit, url, photo):
 
 
 @pytest.mark.slow
-def test_a_visitor_is_told_what_is_wrong_with_a_picture(visit, broken):
+def test_a_visitor_reads_what_is_wrong_with_an_image(visit, broken):
     visit.click("#go")
     visit.wait_for_selector("#note:has-text('there is no picture yet')")
     visit.set_input_files("#picture input[type=file]", broken)
     visit.wait_for_selector("#note [role=alert]", state="detached")
     visit.click("#go")
-    visit.wait_for_selector("#note:has-text('broken.jpg is not a picture in a known format')")
+    visit.wait_for_selector("#note:has-text('broken.jpg: it is not an image in a known format')")
 
 
 @pytest.mark.slow

@@ -170,8 +170,8 @@ def test_an_evaluation_that_cannot_be_scored_fails_before_the_work(checkpoint, t
 
 
 def test_captions_of_cocos_photographs_become_a_file_for_the_server(tmp_path, capsys):
-    from test_cli import CAT as PICTURE
-    from test_cli import SAMPLES
+    from console import CAT as PICTURE
+    from console import SAMPLES
 
     checkpoint = SAMPLES.parent / "flickr8k"
     pictures = tmp_path / "test2014"

@@ -4,10 +4,10 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from console import CAT
 from tiny import CAPTIONS, DIM, MODEL, make_data, random_features
 
 import captioner
@@ -23,7 +23,6 @@ from captioner.model.ensemble import Ensemble
 from captioner.search import search
 from captioner.tokens import BOS, EOS, UNWRITTEN
 
-CAT = str(Path(__file__).parents[2] / "checkpoints" / "samples" / "chelsea.jpg")
 WORDS = Vocabulary.build(CAPTIONS, 1)
 BEAM = DecodeConfig(beam_size=3, max_words=8)
 LITE = EncoderConfig("efficientnet_lite0", image_size=64)

@@ -1,10 +1,43 @@
-"""What the page says, apart from its labels."""
+"""Everything that a visitor reads on the page."""
 
 from __future__ import annotations
 
-TITLE = """# Image captioner
+NAME = "Image captioner"
+TITLE = f"""# {NAME}
 One sentence for a picture, and where the model looked for each of its words."""
 
+PICTURE = "Picture"
+CAPTION_IT = "Caption it"
+EXAMPLES = "Or try one of these"
+SETTINGS = "Settings"
+
+CAPTION = "Caption"
+PLACEHOLDER = "Choose a picture and press the button."
+LOOKS = "Where it looked for each word"
+CAPTIONS_HEAD, SCORE_HEAD = "All captions, best first", "Score"
+FOUND = "score {score:.3f}, found in {seconds:.1f} s"
+NO_ATTENTION = "; this model has no attention to show"
+
+METHOD = "How to choose the words"
+METHODS = {"search": "Search for the likeliest", "sample": "Draw at random"}
+
+# The label of each number, and the line below it.
+NUMBERS = {
+    "beam_size": (
+        "Beam size",
+        "How many beginnings of a sentence are kept at each word; 1 is fastest.",
+    ),
+    "length_norm": (
+        "Length normalisation",
+        "Higher favours longer captions; at 0 short ones win.",
+    ),
+    "temperature": ("Temperature", "Below 1 is safer, above 1 bolder."),
+    "top_p": ("Top-p", "Draw only from the likeliest words that together have this probability."),
+    "max_words": ("Most words", "Longer captions are cut."),
+    "captions": ("Captions to find", "A search finds at most as many as its beam size."),
+}
+
+HOW_TITLE = "How it works"
 HOW = """
 **Seeing.** A network that has seen millions of photographs turns yours into a coarse grid of
 cells, and each cell into numbers that say what is there: fur, sky, a wheel.
@@ -25,6 +58,7 @@ is not drowned by what happened a moment ago.
 whether the sentence is true, and is only to be compared between captions of one picture.
 """
 
+LIMITS_TITLE = "What it cannot do"
 LIMITS = """
 - It knows {words:,} words. What it has no word for, it calls something else.
 - It repeats what its training photographs showed: people, dogs, sport and streets come easily;
@@ -37,6 +71,7 @@ LIMITS = """
 The picture stays on the machine that runs this page and is deleted from it after an hour or two.
 """
 
+API_TITLE = "Use it from a program"
 API = """
 From a program, with Python (`pip install gradio_client`):
 ```python

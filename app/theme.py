@@ -1,4 +1,4 @@
-"""How the page looks: theme and CSS, without a font or picture from elsewhere."""
+"""The look of the page: theme and CSS; no font and no image comes from elsewhere."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ CSS = """
 
 
 def theme() -> gr.themes.Base:
-    """Calm greys, one strong colour, fonts that the visitor's system has."""
+    """Return a theme of calm greys, one strong colour and fonts of the visitor's system."""
     soft = gr.themes.Soft(
         primary_hue="teal",
         secondary_hue="teal",
