@@ -1,6 +1,6 @@
 """Image captions from a pretrained CNN and an LSTM decoder trained with h-detach.
 
-Example: `captioner.load("checkpoints/flickr8k").caption("photo.jpg").text`
+Example: `captioner.load("checkpoints/coco_flickr8k").caption("photo.jpg").text`
 """
 
 from __future__ import annotations

@@ -181,7 +181,7 @@ def read_outcome(trial: Trial) -> Outcome | None:
 def base_config(
     data: Path, out: Path, *, size: int, epochs: int, captions: int, rate: float, recipe: bool
 ) -> Config:
-    """What all trials of a study share: configs/flickr8k.yaml made smaller and faster to learn.
+    """What all trials of a study share: configs/own_data.yaml made smaller and faster to learn.
 
     Without `recipe` little but h-detach helps the decoder: less dropout, no label smoothing, no
     running average, no mirrored pictures.

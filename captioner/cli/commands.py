@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Image captions from a pretrained CNN and an LSTM trained with h-detach.
 
-  captioner train --config configs/flickr8k.yaml
-  captioner evaluate checkpoints/flickr8k --data data/flickr8k --split val
+  captioner train --config configs/toy.yaml
+  captioner evaluate checkpoints/coco_flickr8k --data data/mine --split val
   captioner score results.json --references captions_val2017.json
-  captioner caption photo.jpg holiday/ --checkpoint checkpoints/flickr8k
+  captioner caption photo.jpg holiday/ --checkpoint checkpoints/coco_flickr8k
 
 Several checkpoints caption as an ensemble: `evaluate A B`, `caption --checkpoint A --checkpoint B`.
 `captioner COMMAND --help` tells more; `python -m data_prep` prepares data, `python -m app` opens
