@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from captioner.model.lstm import HDetachLSTM
     from captioner.pipeline import Caption, Captioner, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Caption",
