@@ -21,7 +21,7 @@ setup: .venv/.ready
 demo: setup
 	@echo "== 1. Sample images, captioned by the shipped checkpoint"
 	$(BIN)/captioner caption checkpoints/samples --checkpoint $(CHECKPOINT)
-	$(BIN)/captioner caption checkpoints/samples/000000214753.jpg --checkpoint $(CHECKPOINT) \
+	$(BIN)/captioner caption checkpoints/samples/000000000785.jpg --checkpoint $(CHECKPOINT) \
 		--attention demo-output/attention.png
 	@echo "== 2. Training: drawn shapes, about a minute"
 	$(MAKE) --no-print-directory train-toy
