@@ -1,7 +1,7 @@
-"""The command `python -m benchmarks.definition`: is fast training the defined one, on real data?
+"""The command `python -m benchmarks.definition`: compare fused training with the definition.
 
-Trains the decoder of a config twice from one seed, step by step in turn: with the fused passes,
-and by the definition. Prints how far the losses lie apart, and the CPU time of both.
+Trains the decoder of a config twice from one seed, step by step in turn: with the fused passes and
+by the definition. Prints the difference between the losses and the CPU time of both.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from captioner.cli.parsing import SettingsParser, exit_code
+from captioner.cli.parsing import exit_code
+from captioner.cli.settings import SettingsParser
 from captioner.config import Config
 from captioner.errors import ConfigError
 from captioner.model.decoder import ShowAttendTell
@@ -29,14 +30,14 @@ from captioner.training.run import Run, prepare
 class Side:
     """One of the two trainings."""
 
-    steps: Iterator[float]  # each trains one batch and gives its loss
-    random: Tensor  # state of torch's generator between its steps
+    steps: Iterator[float]  # the loss of the next batch, trained when it is read
+    random: Tensor  # state of torch's generator between the steps
     losses: list[float]
     seconds: list[float]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     return exit_code(lambda: _definition(sys.argv[1:] if argv is None else argv))
 
 
@@ -79,7 +80,7 @@ def compare(config: Config, steps: int) -> tuple[Side, Side]:
 
 
 def _train(run: Run) -> Iterator[float]:
-    """The losses of one step after another, epoch by epoch."""
+    """Train epoch by epoch and yield the loss of each step."""
     run.decoder.train()
     while True:
         for batch in epoch_batches(run):

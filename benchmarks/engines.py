@@ -1,22 +1,21 @@
 """The command `python -m benchmarks.engines`: the engines of HDetachLSTM beside nn.LSTM.
 
-Measures forward and backward passes in float32 with p = 0.25, the sides in turn. Before that, it
-compares the outputs and gradients of each engine with the definition, in float64.
+First compares the outputs and gradients of each engine with the definition, in float64. Then
+measures forward and backward passes in float32 with p = 0.25, the sides in turn.
 """
 
 from __future__ import annotations
 
 import gc
-import shlex
 import sys
-import time
 from collections.abc import Sequence
 from statistics import median
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.reporting import aligned, machine
+from benchmarks.reporting import command_line, print_machine, table
+from benchmarks.throughput.measure import clock
 from captioner.cli.parsing import Parser, exit_code, positive
 from captioner.device import choose_device
 from captioner.model.lstm import Engine, HDetachLSTM
@@ -27,31 +26,29 @@ DETACH = 0.25
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     return exit_code(lambda: _engines(sys.argv[1:] if argv is None else argv))
 
 
 def _engines(given: Sequence[str]) -> None:
     parser = Parser(prog="python -m benchmarks.engines", description=__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(%(default)s)")
-    parser.add_argument(
-        "--rounds", type=positive, default=5, metavar="N", help="after one to warm up (%(default)s)"
-    )
+    add = parser.add_argument
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="device (%(default)s)")
+    add("--rounds", type=positive, default=5, metavar="N",
+        help="rounds after the one to warm up (%(default)s)")  # fmt: skip
     args = parser.parse_args(given)
     device = choose_device(args.device)
     torch.set_num_threads(1)
-    header = machine(shlex.join(["python", "-m", "benchmarks.engines", *given]), device)
-    print(*(f"{key}: {value}" for key, value in header.items()), sep="\n")
+    print_machine(command_line("benchmarks.engines", given), device)
     for engine in ENGINES:
         print(f"{engine}, largest difference from the definition: {difference(engine, device):.1e}")
-    shapes = {"T={} B={} I={} H={}".format(*shape): shape for shape in SHAPES}
-    lines = [[name, *measure(shape, device, args.rounds)] for name, shape in shapes.items()]
-    print("", "sequences/s, median (least..most)", sep="\n")
-    print(aligned(["shape", *ENGINES, "nn.LSTM"], lines, left=["shape"]))
+    names = {"T={} B={} I={} H={}".format(*shape): shape for shape in SHAPES}
+    rows = [{"shape": name, **measure(shape, device, args.rounds)} for name, shape in names.items()]
+    print("", "sequences/s, median (lowest..highest)", table(rows, ["shape"]), sep="\n")
 
 
 def difference(engine: Engine, device: torch.device) -> float:
-    """Largest relative difference of outputs and gradients from the definition on the CPU."""
+    """Return the largest relative difference of outputs and gradients from the definition."""
     torch.manual_seed(0)
     lstm = HDetachLSTM(32, 64, 2, detach_prob=DETACH, engine="definition", dtype=torch.float64)
     x, blocked = torch.randn(60, 20, 32, dtype=torch.float64), lstm.draw(60)
@@ -69,8 +66,8 @@ def difference(engine: Engine, device: torch.device) -> float:
     )
 
 
-def measure(shape: tuple[int, int, int, int], device: torch.device, rounds: int) -> list[str]:
-    """Sequences a second of every side, for a shape (T, B, I, H)."""
+def measure(shape: tuple[int, int, int, int], device: torch.device, rounds: int) -> dict[str, str]:
+    """Return the sequences per second of every side, for a shape (T, B, I, H)."""
     T, B, I, H = shape
     x = torch.randn(T, B, I, device=device)
     sides: list[nn.Module] = [HDetachLSTM(I, H, detach_prob=DETACH, engine=e) for e in ENGINES]
@@ -85,15 +82,8 @@ def measure(shape: tuple[int, int, int, int], device: torch.device, rounds: int)
             side(x)[0].sum().backward()
             seconds.append(clock(device) - start)
     speeds = [[B / t for t in seconds[1:]] for seconds in taken]
-    return [f"{median(speed):.0f} ({min(speed):.0f}..{max(speed):.0f})" for speed in speeds]
-
-
-def clock(device: torch.device) -> float:
-    """Wall time after all work on a GPU; the processor's time on a CPU."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        return time.perf_counter()
-    return time.process_time()
+    cells = [f"{median(speed):.0f} ({min(speed):.0f}..{max(speed):.0f})" for speed in speeds]
+    return dict(zip([*ENGINES, "nn.LSTM"], cells, strict=True))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What all reports share: the machine, tables, CSV files, means and deviations."""
+"""Reports: the machine, tables, CSV files, plots, means and deviations."""
 
 from __future__ import annotations
 
@@ -6,18 +6,31 @@ import csv
 import math
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from captioner.errors import ConfigError
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
-def machine(command: str, device: torch.device) -> dict[str, str]:
-    """What a figure depends on besides the code."""
+CPU = torch.device("cpu")
+
+
+def command_line(module: str, arguments: Sequence[str]) -> str:
+    """Return the command as it was typed."""
+    return shlex.join(["python", "-m", module, *arguments])
+
+
+def machine(command: str, device: torch.device = CPU) -> dict[str, str]:
+    """Return what a figure depends on besides the code."""
     allocator = [
         f"{name}={value}"
         for name, value in sorted(os.environ.items())
@@ -34,49 +47,81 @@ def machine(command: str, device: torch.device) -> dict[str, str]:
     }
 
 
-def short_note(header: dict[str, str]) -> str:
-    """What stands on a picture of the machine: processor, torch, date."""
+def print_machine(command: str, device: torch.device = CPU) -> dict[str, str]:
+    """Print what the figures depend on, and return it."""
+    header = machine(command, device)
+    print_lines(header)
+    return header
+
+
+def print_lines(header: Mapping[str, str]) -> None:
+    """Print a line for each key."""
+    print(*(f"{key}: {value}" for key, value in header.items()), sep="\n", flush=True)
+
+
+def short_note(header: Mapping[str, str]) -> str:
+    """Return the line about the machine that stands above a plot."""
     return f"{header['processor']}, torch {header['torch']}, {header['date']}"
 
 
-def aligned(head: Sequence[str], lines: Sequence[Sequence[str]], left: Sequence[str]) -> str:
-    """Columns under their names, those of `left` to the left, the others to the right."""
-    everything = [head, *lines]
-    widths = [max(map(len, column)) for column in zip(*everything, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if name in left else cell.rjust(width)
-            for cell, width, name in zip(line, widths, head, strict=True)
-        ).rstrip()
-        for line in everything
-    )
+def table(rows: Sequence[Mapping[str, str]], left: Sequence[str] = ()) -> str:
+    """Align cells under the names of their columns, those of `left` to the left."""
+    if not rows:
+        return "(no rows)"
+    widths = {name: max(len(row[name]) for row in [{name: name}, *rows]) for name in rows[0]}
+    lines = [{name: name for name in rows[0]}, *rows]
+    return "\n".join(table_line(line, widths, left) for line in lines)
 
 
-def write_csv(lines: Sequence[Mapping[str, object]], path: Path, names: Sequence[str] = ()) -> None:
-    """A line each, under `names` or else the names that occur; ConfigError if it cannot be."""
-    columns = names or list(dict.fromkeys(name for line in lines for name in line))
+def table_line(row: Mapping[str, str], widths: Mapping[str, int], left: Sequence[str]) -> str:
+    """Return one line of a table, in columns of these widths at least."""
+    return "  ".join(
+        row[name].ljust(width) if name in left else row[name].rjust(width)
+        for name, width in widths.items()
+    ).rstrip()
+
+
+def write_csv(rows: Sequence[Mapping[str, object]], path: Path, names: Sequence[str] = ()) -> None:
+    """Write a line for each row under `names`, or else the names that occur; raise ConfigError."""
+    columns = names or list(dict.fromkeys(name for row in rows for name in row))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
-            writer.writerows(lines)
+            writer.writerows(rows)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from None
 
 
+@contextmanager
+def plot(
+    path: Path, note: str, size: tuple[float, float], shape: tuple[int, int] = (1, 1), **share: Any
+) -> Iterator[list[list[Axes]]]:
+    """Yield rows of axes to draw on, and write them to `path` under a title."""
+    from matplotlib.figure import Figure  # no global state, works without a display
+
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(*shape, squeeze=False, **share)
+    yield panels.tolist()
+    for axes in panels.flat:
+        axes.grid(alpha=0.3)
+    figure.suptitle(note, fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
 def mean(values: Sequence[float]) -> float:
-    """NaN of nothing."""
+    """Return the mean; NaN without values."""
     return fmean(values) if values else math.nan
 
 
 def mean_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and deviation of the sample; NaN of nothing and of one value."""
+    """Return mean and sample deviation; NaN where there are too few values."""
     return mean(values), stdev(values) if len(values) > 1 else math.nan
 
 
 def difference(values: Sequence[float], digits: int) -> str:
-    """Of pairs: their mean and its standard error."""
+    """Write the mean of paired differences and its standard error."""
     middle, deviation = mean_deviation(values)
     error = "" if math.isnan(deviation) else f" ± {deviation / math.sqrt(len(values)):.{digits}f}"
     return f"{middle:+.{digits}f}{error}"

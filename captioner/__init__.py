@@ -12,6 +12,7 @@ from captioner.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    DivergenceError,
     MetricError,
 )
 
@@ -28,6 +29,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DivergenceError",
     "HDetachLSTM",
     "MetricError",
     "__version__",

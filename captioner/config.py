@@ -130,8 +130,6 @@ class TrainConfig:
         eval_epochs: epochs between validations; the last one is always followed by one.
         patience: epochs without a better validation CIDEr before training stops; 0 never stops.
         save_steps: steps between saves of the training state inside an epoch.
-        gradient_flow_steps: steps between measurements of what of the gradient comes along c and
-            what through h, for the log; 0 is never. Training itself stays the same.
         device: auto, cpu, cuda, cuda:1, mps ...
         threads: CPU threads; 0 leaves torch's choice.
     """
@@ -178,7 +176,6 @@ class TrainConfig:
     eval_epochs: AtLeastOne = 1
     patience: NotNegative = 0
     save_steps: AtLeastOne = 500
-    gradient_flow_steps: NotNegative = 0
     device: str = "auto"
     threads: NotNegative = 0
 

@@ -4,6 +4,7 @@ CaptionerError
 ├── ConfigError       a setting that does not exist, has the wrong type or an impossible value
 ├── DataError         a picture, captions file or prepared data folder that cannot be used
 ├── CheckpointError   a checkpoint that is missing, damaged or made by another version
+├── DivergenceError   a training whose gradient is not finite
 └── MetricError       captions that cannot be scored, or a scorer that did not run
 """
 
@@ -30,6 +31,10 @@ class DataError(CaptionerError):
 
 class CheckpointError(CaptionerError):
     """A checkpoint is missing, damaged or of another version."""
+
+
+class DivergenceError(CaptionerError):
+    """The gradient of a training step is not finite."""
 
 
 class MetricError(CaptionerError):

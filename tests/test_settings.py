@@ -11,7 +11,7 @@ from statistics import median
 import pytest
 
 from captioner.checkpoint import load
-from captioner.cli.parsing import SettingsParser
+from captioner.cli.settings import SettingsParser
 from captioner.config import (
     Config,
     DecodeConfig,

@@ -1,4 +1,4 @@
-"""Other decoders for the captioning study: the recipe's, with one thing about it changed."""
+"""Other decoders for the captioning study: that of the recipe with one change each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from benchmarks.memory.networks import zoneout
 from captioner.config import ModelConfig
 from captioner.errors import ConfigError
-from captioner.model.decoder import DECODERS, Prediction, ShowAttendTell, Teacher
+from captioner.model.decoder import DECODERS, PackedCaptions, Prediction, ShowAttendTell
 from captioner.model.fused.linear import linear
 from captioner.model.lstm import State
 from captioner.strict import allow
@@ -20,7 +20,7 @@ from captioner.strict import allow
 
 @contextmanager
 def known_variants() -> Iterator[None]:
-    """Within, `model.decoder` may name one of VARIANTS: to train it, and to load its checkpoint."""
+    """Within the block, `model.decoder` may name one of VARIANTS."""
     DECODERS.update(VARIANTS)
     try:
         yield
@@ -30,7 +30,7 @@ def known_variants() -> Iterator[None]:
 
 
 class Tied(ShowAttendTell):
-    """A word has one vector: the output layer's weight is that of the embedding.
+    """The output layer shares its weight with the embedding.
 
     Source: Press & Wolf, "Using the Output Embedding to Improve Language Models", EACL 2017.
     """
@@ -44,15 +44,15 @@ class Tied(ShowAttendTell):
 def _stored_twice(
     decoder: nn.Module, state: dict[str, Tensor], prefix: str, _metadata: object
 ) -> None:
-    """A safetensors file holds no two tensors of one memory."""
+    """Copy the shared weight: a safetensors file cannot hold one memory twice."""
     state[f"{prefix}out.weight"] = state[f"{prefix}out.weight"].clone()
 
 
 class Variational(ShowAttendTell):
-    """Dropout draws one mask for each caption and keeps it for all its words.
+    """Dropout keeps one mask per caption for all its words.
 
-    Where the recipe has dropout: on features, embeddings, h before the output layer, and that
-    layer; not on the recurrent connection. Source: Gal & Ghahramani, "A Theoretically Grounded
+    At the places of the recipe's dropout: features, embeddings, h before the output layer, and that
+    layer; not the recurrent connection. Source: Gal & Ghahramani, "A Theoretically Grounded
     Application of Dropout in Recurrent Neural Networks", NIPS 2016.
     """
 
@@ -63,29 +63,31 @@ class Variational(ShowAttendTell):
     def forward(
         self,
         features: Tensor,
-        teacher: Teacher,
+        captions: PackedCaptions,
         *,
         detach_prob: float = 0.0,
         detach_attention: bool = False,
         sampling_prob: float = 0.0,
     ) -> Prediction:
-        """That of ShowAttendTell; there is no scheduled sampling, which has no packed rows."""
+        """Do ShowAttendTell.forward; raise ConfigError for scheduled sampling: no packed rows."""
         if sampling_prob:
-            raise ConfigError("scheduled_sampling must be 0 with one dropout mask a caption")
-        with self.dropout.of_rows(teacher.batch_sizes):
+            raise ConfigError(
+                f"scheduled_sampling is {sampling_prob}; the variational decoder needs 0"
+            )
+        with self.dropout.of_rows(captions.batch_sizes):
             return super().forward(
-                features, teacher, detach_prob=detach_prob, detach_attention=detach_attention
+                features, captions, detach_prob=detach_prob, detach_attention=detach_attention
             )
 
 
 class CaptionDropout(nn.Dropout):
-    """Dropout of packed rows (tokens, X) by a mask a caption; of features (B, L, D) as ever."""
+    """Dropout with one mask per caption on packed rows (tokens, X); else as nn.Dropout."""
 
     rows: Tensor | None = None  # (tokens,) caption of each row
 
     @contextmanager
     def of_rows(self, batch_sizes: list[int]) -> Iterator[None]:
-        """Within, the rows are packed by time step, `batch_sizes[t]` captions at step t."""
+        """Within the block, rows are packed by time step, `batch_sizes[t]` captions at step t."""
         self.rows = torch.cat([torch.arange(size) for size in batch_sizes])
         try:
             yield
@@ -93,7 +95,7 @@ class CaptionDropout(nn.Dropout):
             self.rows = None
 
     def forward(self, input: Tensor) -> Tensor:
-        """Drop values of `input`; each call draws other masks."""
+        """Drop values of `input`, with new masks at each call."""
         if self.rows is None or input.dim() != 2 or not self.training:
             return super().forward(input)
         captions = int(self.rows.max()) + 1
@@ -102,9 +104,9 @@ class CaptionDropout(nn.Dropout):
 
 
 class Zoneout(ShowAttendTell):
-    """Values of h and c stay as they were with some probability; at evaluation, in that share.
+    """Values of h and c keep their previous value at random; evaluation takes the expectation.
 
-    A blocked step takes h as a constant for both, what stays and what enters the gates. Source:
+    A blocked step detaches h both where it is kept and where it enters the gates. Source:
     Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations", ICLR
     2017; its rates.
     """
@@ -122,7 +124,7 @@ class Zoneout(ShowAttendTell):
 
 
 class LayerNorm(ShowAttendTell):
-    """Both products that make the gates are normalised, and so is c on its way to h.
+    """Layer normalisation of both products in the gates, and of c before it enters h.
 
     Source: Ba et al., "Layer Normalization", 2016, arXiv 1607.06450, equations 20-22. The shifts of
     its first two normalisations are the LSTM's bias.

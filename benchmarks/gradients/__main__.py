@@ -1,10 +1,9 @@
-"""The command `python -m benchmarks.gradients`: does what comes through h drown the cell's way?"""
+"""The command `python -m benchmarks.gradients`: how much of a gradient comes through h?"""
 
 from __future__ import annotations
 
 import argparse
 import math
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,62 +18,95 @@ from benchmarks.gradients.lags import (
     Samples,
     caption_lags,
     singular_values,
-)
-from benchmarks.gradients.plots import draw_captions, draw_random
+)  # fmt: skip
 from benchmarks.gradients.random_lstms import RandomSettings, add_random
-from benchmarks.gradients.report import Groups, detached_table, parts_table, write_rows
-from benchmarks.reporting import aligned, machine, short_note
+from benchmarks.gradients.report import (
+    Groups,
+    detached_table,
+    parts_table,
+    plot_captions,
+    plot_random,
+    write_rows,
+)  # fmt: skip
+from benchmarks.gradients.training import plot_flow, train_measured
+from benchmarks.reporting import command_line, print_machine, short_note, table
 from captioner.checkpoint import Checkpoint, load
 from captioner.cli.parsing import Parser, exit_code, number, picture, positive
+from captioner.cli.settings import SettingsParser
+from captioner.cli.signals import stop_requested
+from captioner.config import Config
 from captioner.data.dataset import CaptionDataset
 from captioner.errors import ConfigError
 from captioner.model.decoder import Decoder, ShowAttendTell, make_decoder
 from captioner.model.lstm import HDetachLSTM
-from captioner.training.flow import Flow
 
-_PROGRAM = "python -m benchmarks.gradients"
+_MODULE = "benchmarks.gradients"
+_PROGRAM = f"python -m {_MODULE}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: _gradients(given))
+    return exit_code(lambda: _gradients(given), "`train` goes on with --resume")
 
 
 def _gradients(given: Sequence[str]) -> None:
-    command = shlex.join(["python", "-m", "benchmarks.gradients", *given])
+    command = command_line(_MODULE, given)
     if given[:1] == ["random"]:
         _random(_random_parser().parse_args(given[1:]), command)
+    elif given[:1] == ["train"]:
+        _train(given[1:], command)
     else:
         _captions(_checkpoint_parser().parse_args(given), command)
 
 
+def _train(given: Sequence[str], command: str) -> None:
+    """Train a captioner with measurements of its gradient."""
+    parser = SettingsParser(
+        prog=f"{_PROGRAM} train",
+        description="Train as `captioner train` does, and measure every few steps the gradient "
+        "along c and through h; writes flow.jsonl and flow.png to `out`.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of the settings")
+    parser.add_argument("--every", type=int, default=100, help="steps between measurements")
+    parser.add_argument("--resume", action="store_true", help="resume the run in `out`")
+    parser.add_class_arguments(Config)
+    settings = parser.read(given)
+    if settings.every < 1:
+        raise ConfigError(f"every is {settings.every}; it must be >= 1")
+    config = parser.made(Config, settings)
+    with stop_requested() as stop:
+        path = train_measured(config, settings.every, resume=settings.resume, stop=stop)
+    print(f"{path} and {plot_flow(path, command)}")
+
+
 def _random(args: argparse.Namespace, command: str) -> None:
-    """LSTMs with random weights: the Jacobians over the lags as W_hh grows."""
-    note = _tell_machine(command)
+    """Measure Jacobians over the lags in LSTMs with random weights, as W_hh grows."""
+    note = short_note(print_machine(command))
     detached = [Detach(prob, draws=draws) for prob in args.probs for draws in (0, args.draws)]
     groups: dict[tuple[str, ...], list[Row]] = {}
     gates = []
     todo = [(bias, scale) for bias in args.forget_bias for scale in args.scales]
+    names = ("forget bias", "W_hh x")
     for bias, scale in tqdm(todo, unit="LSTM", leave=False):
         settings = RandomSettings(args.hidden, bias, args.lags)
         samples = Samples()
         forget = [add_random(samples, settings, scale, detached, seed) for seed in args.seeds]
         group = (f"{bias:g}", f"{scale:g}")
         groups[group] = samples.rows()
-        gates.append([*group, f"{sum(forget) / len(forget):.2f}"])
-    names = ("forget bias", "W_hh x")
+        gate = f"{sum(forget) / len(forget):.2f}"
+        gates.append({**dict(zip(names, group, strict=True)), "mean forget gate": gate})
     lags = sorted({1, *(max(1, round(args.lags * part)) for part in (0.2, 0.6, 1))})
-    print("", aligned([*names, "mean forget gate"], gates, ()), "", sep="\n")
+    print("", table(gates), "", sep="\n")
     print("Gain of the Jacobian of (c, h), lag steps back (median over seeds):")
-    _tell(args, groups, names, lags, draw_random, note)
+    _report(args, groups, names, lags, plot_random, note)
 
 
 def _captions(args: argparse.Namespace, command: str) -> None:
-    """A checkpoint's decoder on validation captions, and one like it with fresh weights."""
+    """Measure a checkpoint's decoder on validation captions, and one with fresh weights."""
     checkpoint = load(args.checkpoint)
     data = _data(args, checkpoint)
-    note = _tell_machine(command)
+    note = short_note(print_machine(command))
     decoders: dict[str, Decoder] = {"trained": checkpoint.decoder}
     if args.untrained:
         torch.manual_seed(args.seed)
@@ -92,33 +124,31 @@ def _captions(args: argparse.Namespace, command: str) -> None:
     for name, decoder in decoders.items():
         found = caption_lags(decoder, data, args.pictures, detached=detached, seed=args.seed)
         groups[(name,)] = found.rows
-        summary.append([name, *_summary(found)])
-        values += [[name, *line] for line in _singular_lines(decoder)]
-    head = ["decoder", "captions", "words", "forget gate", "to c directly", "to c through h", "h"]
+        summary.append({"decoder": name, **_summary(found)})
+        values += [{"decoder": name, **line} for line in _singular_lines(decoder)]
     print(f"decoder: {checkpoint.model.decoder}, H = {checkpoint.model.hidden_dim}")
     print("", "One step of the backward pass (mean norms):", sep="\n")
-    print(aligned(head, summary, ("decoder",)))
+    print(table(summary, ["decoder"]))
     print("", "Singular values of the recurrent weights:", sep="\n")
-    print(aligned(["decoder", "part", "largest", "median"], values, ("decoder", "part")), "")
+    print(table(values, ["decoder", "part"]), "", sep="\n")
     print("Gradient of a word's loss in c, lag words back:")
-    _tell(args, groups, ["decoder"], range(args.lags + 1), draw_captions, note)
+    _report(args, groups, ["decoder"], range(args.lags + 1), plot_captions, note)
 
 
-def _summary(found: CaptionLags) -> list[str]:
-    flow = Flow(found.flow_cell, found.flow_hidden)
+def _summary(found: CaptionLags) -> dict[str, str]:
+    return {
+        "captions": str(found.captions),
+        "words": f"{found.words:.1f}",
+        "forget gate": f"{found.forget:.2f}",
+        "to c directly": f"{found.flow.cell:.3g}",
+        "to c through h": f"{found.flow.hidden:.3g}",
+        "h": f"{100 * found.flow.share:.0f} %",
+    }
+
+
+def _singular_lines(decoder: Decoder) -> list[dict[str, str]]:
     return [
-        str(found.captions),
-        f"{found.words:.1f}",
-        f"{found.forget:.2f}",
-        f"{flow.cell:.3g}",
-        f"{flow.hidden:.3g}",
-        f"{100 * flow.share:.0f} %",
-    ]
-
-
-def _singular_lines(decoder: Decoder) -> list[list[str]]:
-    return [
-        [part, f"{values.max():.2f}", f"{values.median():.2f}"]
+        {"part": part, "largest": f"{values.max():.2f}", "median": f"{values.median():.2f}"}
         for lstm in decoder.modules()
         if isinstance(lstm, HDetachLSTM)
         for part, values in singular_values(lstm.weight_hh_l0).items()
@@ -126,59 +156,48 @@ def _singular_lines(decoder: Decoder) -> list[list[str]]:
 
 
 def _data(args: argparse.Namespace, checkpoint: Checkpoint) -> CaptionDataset:
-    """The split, if its words and features are the checkpoint's."""
+    """Read the split; raise ConfigError unless its words and features are the checkpoint's."""
     data = CaptionDataset(args.data, args.split)
     if data.vocabulary != checkpoint.vocabulary or data.store.dim != checkpoint.feature_dim:
         raise ConfigError(
-            f"{args.data} is not what {args.checkpoint} was trained on: its words or the size of "
-            "its features are others"
+            f"{args.data}: its words or feature size are not those of {args.checkpoint}; give the "
+            "data it was trained on"
         )
     return data
 
 
-def _tell_machine(command: str) -> str:
-    """Print what the figures depend on; the short form for a picture."""
-    header = machine(command, torch.device("cpu"))
-    print(*(f"{key}: {value}" for key, value in header.items()), sep="\n")
-    return short_note(header)
-
-
-def _tell(
-    args: argparse.Namespace,
-    groups: Groups,
-    names: Sequence[str],
-    lags: Sequence[int],
-    draw: Callable[[Groups, str, Path], None],
-    note: str,
-) -> None:
-    """Print the tables of some lags, and write all rows and the picture where they are wanted."""
+def _report(
+    args: argparse.Namespace, groups: Groups, names: Sequence[str], lags: Sequence[int],
+    plot: Callable[[Groups, str, Path], None], note: str,
+) -> None:  # fmt: skip
+    """Print the tables of some lags; write all rows and the plot if asked."""
     print(parts_table(groups, names, lags))
     print("", "h-detach: norm over that of all paths, and cosine with c alone:", sep="\n")
     print(detached_table(groups, names, lags))
     if args.csv:
         write_rows(groups, names, args.csv)
     if args.plot:
-        told = {
+        shown = {
             group: [row for row in rows if row.lag <= args.lags] for group, rows in groups.items()
         }
-        draw(told, note, args.plot)
+        plot(shown, note, args.plot)
 
 
 def _random_parser() -> Parser:
     parser = Parser(
         prog=f"{_PROGRAM} random",
-        description="Jacobians of (c, h) over time lags in LSTMs with random weights and inputs, "
-        "by all paths, along c alone, and with h-detach, as the recurrent weights grow.",
+        description="Measure Jacobians of (c, h) over time lags in LSTMs with random weights and "
+        "inputs: by all paths, along c alone, and with h-detach, as the recurrent weights grow.",
     )
     add = parser.add_argument
     add("--hidden", type=positive, metavar="H", default=64, help="units (%(default)s)")
     add("--scales", type=number(lambda s: s > 0, "above 0"), nargs="+", metavar="X",
-        default=[0.5, 1, 2, 4, 8], help="of W_hh, times U(+-1/sqrt H) (%(default)s)")  # fmt: skip
+        default=[0.5, 1, 2, 4, 8], help="factors of W_hh (%(default)s)")  # fmt: skip
     add("--forget-bias", type=number(math.isfinite, "that is finite"), nargs="+", metavar="X",
-        default=[0, 3], help="added to that of the forget gate (%(default)s)")  # fmt: skip
+        default=[0, 3], help="added to the bias of the forget gate (%(default)s)")  # fmt: skip
     add("--lags", type=positive, metavar="K", default=50, help="steps back (%(default)s)")
     add("--seeds", type=positive, nargs="+", metavar="N", default=[1, 2, 3],
-        help="of weights and inputs (%(default)s)")  # fmt: skip
+        help="random seeds of weights and inputs (%(default)s)")  # fmt: skip
     _add_common(parser, draws=50, of="LSTM")
     return parser
 
@@ -187,20 +206,20 @@ def _checkpoint_parser() -> Parser:
     parser = Parser(
         prog=_PROGRAM,
         usage=f"{_PROGRAM} CHECKPOINT --data FOLDER [option ...]\n       {_PROGRAM} random "
-        "[option ...]",
-        description="Gradient of each word's loss in the cell state of earlier words, on captions "
-        "with their own words given: by all paths, along c alone, through h, and with h-detach. "
-        "`random` does the like for LSTMs with random weights; see random --help.",
+        f"[option ...]\n       {_PROGRAM} train [option ...]",
+        description="Measure the gradient of each word's loss in the cell state of earlier words, "
+        "with teacher forcing: by all paths, along c alone, through h, and with h-detach. `random` "
+        "measures LSTMs with random weights, `train` a training; see their --help.",
     )
     add = parser.add_argument
-    add("checkpoint", metavar="CHECKPOINT", help="folder of a captioning checkpoint, or `random`")
-    add("--data", type=Path, required=True, metavar="FOLDER", help="prepared data")
-    add("--split", default="val", help="of the data (%(default)s)")
+    add("checkpoint", metavar="CHECKPOINT", help="checkpoint folder, or `random` or `train`")
+    add("--data", type=Path, required=True, metavar="FOLDER", help="folder of prepared data")
+    add("--split", default="val", help="split of the data (%(default)s)")
     add("--pictures", type=positive, metavar="N", default=16,
-        help="the first N, all their captions (%(default)s)")  # fmt: skip
-    add("--untrained", action="store_true", help="the same decoder with fresh weights beside it")
-    add("--lags", type=positive, metavar="K", default=12, help="words back told (%(default)s)")
-    add("--seed", type=positive, metavar="N", default=1, help="of draws and fresh weights")
+        help="first N images, with all captions (%(default)s)")  # fmt: skip
+    add("--untrained", action="store_true", help="also measure fresh weights")
+    add("--lags", type=positive, metavar="K", default=12, help="words back (%(default)s)")
+    add("--seed", type=positive, metavar="N", default=1, help="random seed (%(default)s)")
     _add_common(parser, draws=2, of="word of a caption")
     return parser
 
@@ -208,17 +227,17 @@ def _checkpoint_parser() -> Parser:
 def _add_common(parser: argparse.ArgumentParser, *, draws: int, of: str) -> None:
     add = parser.add_argument
     add("--probs", type=number(lambda p: 0 < p <= 1, "above 0, at most 1"), nargs="+",
-        metavar="P", default=[0.25, 0.5], help="of h-detach (%(default)s)")  # fmt: skip
+        metavar="P", default=[0.25, 0.5], help="detach probabilities (%(default)s)")  # fmt: skip
     add("--draws", type=positive, metavar="N", default=draws,
-        help=f"of blocked steps, for each {of} (%(default)s)")  # fmt: skip
-    add("--csv", type=_table_file, metavar="FILE", help="every row, with quantiles")
-    add("--plot", type=picture, metavar="FILE", help="a picture")
+        help=f"samples of blocked steps for each {of} (%(default)s)")  # fmt: skip
+    add("--csv", type=_table_file, metavar="FILE", help="file for every row, with quantiles")
+    add("--plot", type=picture, metavar="FILE", help="file for a plot")
 
 
 def _table_file(text: str) -> Path:
     path = Path(text)
     if path.suffix != ".csv" or not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"{text!r} is no .csv in a folder there is")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a .csv file in an existing folder")
     return path
 
 

@@ -7,8 +7,8 @@ z[t] = (dc[t]/dw, dh[t]/dw, 1) in R^3H follows z[t] = (A[t] + B[t]) z[t-1]:
     A = | D^c F  0  diag k~ |    B = | 0  psi~  0 |
         | 0      0  I       |        | 0  0     0 |
 
-F = diag f is the way along the cell, psi and psi~ are the ways through h[t-1], and k, k~ what w
-does at step t itself. h-detach with draws xi[t] in {0, 1} gives A[t] + xi[t] B[t].
+F = diag f is the cell-state path, psi and psi~ are the paths through h[t-1], and k, k~ the effect
+of w at step t itself. h-detach with samples xi[t] in {0, 1} has A[t] + xi[t] B[t].
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ class Blocks:
     c: Tensor  # (T, H)
 
     def start(self) -> Tensor:
-        """z (3H,) before the first step: no state depends on w yet."""
+        """Return z (3H,) before the first step: no state depends on w yet."""
         z = self.cell.new_zeros(self.cell.shape[1])
         z[-self.h.shape[1] :] = 1
         return z
 
     def carry(self, z: Tensor, keep: Sequence[float] | float = 1.0) -> Tensor:
-        """Product over all steps of (A + keep B), the last to the left, times z (3H, ...).
+        """Return the product over all steps of (A + keep B), the last to the left, and z (3H, ...).
 
-        `keep` is 1 for the derivative, 0 for the cell alone, a 0 or 1 a step for a draw of
-        h-detach, and 1 - p for its expectation: the draws are independent, each in one factor.
+        `keep` is 1 for the derivative, 0 for the cell alone, 0 or 1 per step for a sample of
+        h-detach, and 1 - p for its expectation: the steps are independent, each in one factor.
         """
         steps = len(self.cell)
         keeps = [keep] * steps if isinstance(keep, float | int) else keep
@@ -57,10 +57,10 @@ class Blocks:
 def block_matrices(
     lstm: HDetachLSTM | nn.LSTM, x: Tensor, state: State | None = None, entry: Entry | None = None
 ) -> Blocks:
-    """A and B along x (T, I) from the state h, c (H,), zero if none, of a one-layer LSTM.
+    """Return A and B along x (T, I) of a one-layer LSTM, from the state h, c (H,), zero if None.
 
-    `entry` is the weight w, such as ("weight_hh_l0", row, column) or ("bias_ih_l0", row); without
-    one k and k~ are zero, and the upper left 2H x 2H is the Jacobian of (c, h) at each step.
+    `entry` is the weight w, such as ("weight_hh_l0", row, column) or ("bias_ih_l0", row). Without
+    it k and k~ are zero, and the upper left 2H x 2H is the Jacobian of (c, h) at each step.
     """
     H, steps = lstm.hidden_size, len(x)
     weights = {name: weight.double() for name, weight in lstm.named_parameters()}
@@ -99,5 +99,5 @@ def block_matrices(
 
 
 def _through(slopes: Tensor, of_gates: Tensor) -> Tensor:
-    """Sum over the gates i, f, g of diag(slopes) (3, H) times (3, H) or (3, H, H)."""
+    """Return the sum over i, f, g of diag(slopes) (3, H) times (3, H) or (3, H, H)."""
     return torch.einsum("kh,kh...->h...", slopes, of_gates)

@@ -1,6 +1,6 @@
-"""How far a gradient reaches back in time: its norm k steps earlier, by the ways it may take.
+"""How far a gradient reaches back in time: its norm k steps earlier, by path.
 
-For captioning decoders and for any `HDetachLSTM`; the table of each is made of the same rows.
+For captioning decoders and for any `HDetachLSTM`, in the same rows.
 """
 
 from __future__ import annotations
@@ -12,10 +12,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.gradients.flow import (
+    Flow,
+    Keep,
+    Unrolled,
+    gradient_flow,
+    gradients,
+    unroll,
+    unroll_lstm,
+)
 from captioner.data.dataset import CaptionDataset, pack
-from captioner.model.decoder import Decoder, Teacher
+from captioner.model.decoder import Decoder
 from captioner.model.lstm import HDetachLSTM
-from captioner.training.flow import Keep, Unrolled, gradient_flow, gradients, unroll, unroll_lstm
 
 ALL, CELL, HIDDEN, SHARE = "all paths", "c alone", "through h", "share of h"
 QUANTILES = (0.1, 0.5, 0.9)
@@ -23,26 +31,26 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 @dataclass(frozen=True)
 class Detach:
-    """One way to set h-detach: its expectation, or `draws` draws for each sequence."""
+    """One setting of h-detach: its expectation, or `draws` samples for each sequence."""
 
     prob: float
-    attention: bool = False  # the query of the attention, too
+    attention: bool = False  # also block the query of the attention
     draws: int = 0
 
     @property
     def name(self) -> str:
-        """As it is called in tables."""
+        """Its name in tables."""
         what = "drawn" if self.draws else "expected"
         return f"p = {self.prob:g}{', attention too' if self.attention else ''}, {what}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """Gradients that went `lag` steps back on the ways that `path` names.
+    """Gradients `lag` steps back along one path.
 
-    Over sequences, ends and draws: mean and 10, 50 and 90 % quantiles of the norm, the same
-    quantiles of the norm over that of all paths, and the mean cosine with the part along c alone.
-    For SHARE the norm is that through h over the sum of both parts' norms.
+    Over sequences, losses and samples: mean and 10, 50 and 90 % quantiles of the norm; the same
+    quantiles of its ratio to the norm of all paths; the mean cosine with the part along c alone.
+    For SHARE the norm is the part through h over the sum of both parts.
     """
 
     lag: int
@@ -59,40 +67,30 @@ class Row:
 
 
 class Samples:
-    """Collects single gradients, from as many sequences as one likes, for the rows of a table."""
+    """Collects the figures of single gradients, of any number of sequences, for rows."""
 
     def __init__(self) -> None:
-        self._norms: dict[tuple[int, str], list[Tensor]] = {}
-        self._ratios: dict[tuple[int, str], list[Tensor]] = {}
-        self._cosines: dict[tuple[int, str], list[Tensor]] = {}
+        self._figures: dict[tuple[int, str], list[Tensor]] = {}  # each (3, n)
 
     def add(self, lag: int, path: str, norm: Tensor, ratio: Tensor, cosine: Tensor) -> None:
-        """Norms, ratios and cosines, each (n,)."""
-        for kept, values in (
-            (self._norms, norm),
-            (self._ratios, ratio),
-            (self._cosines, cosine),
-        ):
-            kept.setdefault((lag, path), []).append(values)
+        """Add norms, ratios and cosines, each (n,)."""
+        self._figures.setdefault((lag, path), []).append(torch.stack([norm, ratio, cosine]))
 
     def rows(self) -> list[Row]:
-        """One for each lag and path, in the order in which they came."""
-        return [self._row(lag, path) for lag, path in self._norms]
+        """Return a row for each lag and path, in order of appearance."""
+        return [self._row(lag, path) for lag, path in self._figures]
 
     def _row(self, lag: int, path: str) -> Row:
-        norm, ratio, cosine = (
-            torch.cat(kept[lag, path]) for kept in (self._norms, self._ratios, self._cosines)
-        )
-        low, median, high = norm.quantile(norm.new_tensor(QUANTILES)).tolist()
-        low_ratio, middle, high_ratio = ratio.quantile(norm.new_tensor(QUANTILES)).tolist()
-        return Row(
-            lag, path, len(norm), norm.mean().item(), low, median, high,
-            low_ratio, middle, high_ratio, cosine.mean().item(),
-        )  # fmt: skip
+        figures = torch.cat(self._figures[lag, path], 1)
+        norm, _, cosine = figures
+        quantiles = figures[:2].quantile(norm.new_tensor(QUANTILES), dim=1).T
+        (low, median, high), ratios = quantiles.tolist()
+        mean = norm.mean().item()
+        return Row(lag, path, len(norm), mean, low, median, high, *ratios, cosine.mean().item())
 
 
 def add_parts(samples: Samples, lag: int, everything: Tensor, cell: Tensor) -> None:
-    """Note gradients (n, X) of all paths and those along c alone, and so what came through h."""
+    """Add gradients (n, X) of all paths and along c alone; the difference came through h."""
     hidden = everything - cell
     for path, part in ((ALL, everything), (CELL, cell), (HIDDEN, hidden)):
         add_detached(samples, lag, path, part, everything, cell)
@@ -104,7 +102,7 @@ def add_parts(samples: Samples, lag: int, everything: Tensor, cell: Tensor) -> N
 def add_detached(
     samples: Samples, lag: int, path: str, part: Tensor, everything: Tensor, cell: Tensor
 ) -> None:
-    """Note gradients (draws * m, X) under a name, beside those of all paths and along c (m, X)."""
+    """Add gradients (draws * m, X), to compare with those of all paths and along c (m, X)."""
     draws = part.view(-1, *cell.shape)  # (draws, m, X)
     norm = draws.norm(dim=2)
     cosine = over(torch.einsum("dmx,mx->dm", draws, cell), norm * cell.norm(dim=1))
@@ -113,7 +111,7 @@ def add_detached(
 
 
 def over(part: Tensor, whole: Tensor) -> Tensor:
-    """part / whole, 0 where there is nothing at all."""
+    """Return part / whole, 0 where the whole is 0."""
     return torch.where(whole > 0, part / whole, 0.0)
 
 
@@ -124,10 +122,10 @@ def add_lags(
     generator: torch.Generator | None = None,
     at: Sequence[int] | None = None,
 ) -> None:
-    """Note the gradient of each loss in c of every earlier step, total derivatives (n, H).
+    """Add the gradient of each loss in c of every earlier step, total derivatives (n, H).
 
-    `at` are the steps whose losses count, all that have one if None. A state before the first step
-    is left out. Each sequence has draws of its own, fresh for each loss.
+    `at` are the steps whose losses count; None means all. The initial state is left out. Blocked
+    steps are sampled for each sequence and each loss.
     """
     steps = len(run.steps)
     for t in range(steps) if at is None else at:
@@ -156,7 +154,7 @@ def add_lags(
 def _keep(
     detach: Detach, run: Unrolled, dtype: torch.dtype, generator: torch.Generator | None
 ) -> Sequence[Keep]:
-    """What each step lets through h: its share, or a draw for each row."""
+    """Return what each step keeps: the expected share, or a sample for each sequence."""
     steps = len(run.steps)
     if not detach.draws:
         return [1 - detach.prob] * steps
@@ -165,7 +163,7 @@ def _keep(
 
 
 def _backwards(run: Unrolled, t: int, loss: Tensor) -> Iterator[Tensor]:
-    """The gradient in c (n, layers * H) of step t, t - 1, ..., 0, in float64: some are tiny."""
+    """Yield the gradient in c (n, layers * H) of step t, ..., 0, in float64: some are tiny."""
     states = [step.c for step in run.steps[t::-1]]
     grads = iter(gradients(loss, [part for layers in states for part in layers]))
     rows = run.batch_sizes[t]
@@ -182,10 +180,10 @@ def lstm_lags(
     detached: Sequence[Detach] = (Detach(0.25), Detach(0.5)),
     seed: int = 0,
 ) -> list[Row]:
-    """The table of an LSTM on inputs (T, B, I), from the zero state.
+    """Return the rows of an LSTM on inputs (T, B, I), from the zero state.
 
-    `loss` makes losses (T, B), one a step and sequence, from the outputs (T, B, H); those of the
-    steps `at` are followed back, the last one's if None. Without dropout between layers.
+    `loss` computes losses (T, B) from the outputs (T, B, H); those of the steps `at` are followed
+    back, that of the last step if None. There is no dropout between layers.
     """
     samples, generator = Samples(), torch.Generator().manual_seed(seed)
     last = [len(inputs) - 1]
@@ -194,7 +192,7 @@ def lstm_lags(
 
 
 def unrolled(lstm: HDetachLSTM, inputs: Tensor, loss: Callable[[Tensor], Tensor]) -> Unrolled:
-    """An LSTM's pass over inputs (T, B, I) with its losses, for `add_lags`; as of `lstm_lags`."""
+    """Return an LSTM's pass over inputs (T, B, I) with its losses, as `add_lags` needs it."""
     steps, batch = inputs.shape[:2]
     run = unroll_lstm(lstm, inputs.flatten(0, 1), [batch] * steps)
     run.losses = list(loss(torch.stack([step.h[-1] for step in run.steps])).unbind())
@@ -203,64 +201,62 @@ def unrolled(lstm: HDetachLSTM, inputs: Tensor, loss: Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class CaptionLags:
-    """What the gradients of captions do: over lags, and where one step hands them to the last."""
+    """Gradients of captions: over lags, and from one step to the one before."""
 
     rows: list[Row]
     captions: int
-    words: float  # a caption, EOS included
-    forget: float  # mean forget gate, of all steps
-    flow_cell: float  # as in the log of a training: mean norms of one step
-    flow_hidden: float
+    words: float  # per caption, EOS included
+    forget: float  # mean forget gate
+    flow: Flow
 
 
 def caption_lags(
     decoder: Decoder,
     data: CaptionDataset,
-    pictures: int,
+    images: int,
     *,
     detached: Sequence[Detach],
     seed: int = 0,
     batch_images: int = 8,
     max_words: int = 20,
 ) -> CaptionLags:
-    """The table of a decoder on the captions of the first pictures, their own words given."""
+    """Return the rows of a decoder on the captions of the first images, with teacher forcing."""
     samples, generator = Samples(), torch.Generator().manual_seed(seed)
     captions = tokens = 0
     flows: list[Tensor] = []
     forgets: list[Tensor] = []
-    last = min(pictures, len(data))
+    last = min(images, len(data))
     for start in range(0, last, batch_images):
         indices = range(start, min(start + batch_images, last))
         words = [[caption[:max_words] for caption in data.tokens[index]] for index in indices]
         batch = pack(data.features(indices), words)
-        teacher = Teacher(batch.inputs, batch.batch_sizes, batch.image)
-        run = unroll(decoder, batch.features, teacher, batch.targets)
+        run = unroll(decoder, batch.features, batch.captions, batch.targets)
         flow = gradient_flow(run)
-        flows.append(torch.tensor([flow.cell, flow.hidden]) * len(batch.image))
+        flows.append(torch.tensor([flow.cell, flow.hidden]) * len(batch.order))
         forgets += _forget_gates(run)
         add_lags(samples, run, detached, generator)
-        captions, tokens = captions + len(batch.image), tokens + len(batch.inputs)
+        captions, tokens = captions + len(batch.order), tokens + len(batch.targets)
     cell, hidden = (torch.stack(flows).sum(0) / captions).tolist()
     forget = torch.cat(forgets).mean().item()
-    return CaptionLags(samples.rows(), captions, tokens / captions, forget, cell, hidden)
+    return CaptionLags(samples.rows(), captions, tokens / captions, forget, Flow(cell, hidden))
 
 
 def _forget_gates(run: Unrolled) -> Iterator[Tensor]:
-    """The forget gates of each step, flat: what c[t] gives back to c[t-1] along the cell."""
+    """Yield the forget gates of each step: dc[t]/dc[t-1] along the cell-state path."""
     for step in run.steps:
         for after, before in zip(step.c, step.from_c, strict=True):
             yield gradients(after.sum(), [before])[0].flatten()
 
 
 def singular_values(weight_hh: Tensor) -> dict[str, Tensor]:
-    """Those of W_hh (4H, H) and of each gate's part of it (H, H), falling."""
+    """Return those of W_hh (4H, H) and of each gate's block (H, H), in descending order."""
     parts = dict(zip("ifgo", weight_hh.detach().double().chunk(4), strict=True))
     whole = {"W_hh": weight_hh.detach().double()}
     return {name: torch.linalg.svdvals(part) for name, part in (whole | parts).items()}
 
 
 def token_losses(readout: Callable[[Tensor], Tensor], targets: Tensor) -> Callable[..., Tensor]:
-    """The loss for `lstm_lags`: cross-entropies (T, B) of `readout`'s logits for targets (T, B)."""
+    """Return the cross-entropy (T, B) of `readout`'s logits, as the loss for `lstm_lags`."""
 
     def losses(outputs: Tensor) -> Tensor:
         logits = readout(outputs).flatten(0, 1)

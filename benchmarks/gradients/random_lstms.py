@@ -1,4 +1,4 @@
-"""Jacobians of an LSTM with random weights on random inputs, by the ways they go."""
+"""Jacobians of an LSTM with random weights on random inputs, by path."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class RandomSettings:
     """Size and length of the random LSTMs.
 
     Args:
-        hidden: units; there are as many inputs, drawn from N(0, 1).
+        hidden: units; as many inputs come from N(0, 1).
         forget_bias: added to the bias of the forget gate.
-        lags: steps that are followed back.
+        lags: steps back.
         warm_up: steps before them, from the zero state.
     """
 
@@ -30,7 +30,7 @@ class RandomSettings:
 
 
 def random_lstm(settings: RandomSettings, scale: float, generator: torch.Generator) -> HDetachLSTM:
-    """Weights from U(+-1/sqrt H), as LSTMs begin, those of W_hh times `scale`; in float64."""
+    """Return an LSTM in float64, weights from U(+-1/sqrt H), those of W_hh times `scale`."""
     H = settings.hidden
     lstm = HDetachLSTM(H, H, dtype=torch.float64)
     with torch.no_grad():
@@ -42,16 +42,12 @@ def random_lstm(settings: RandomSettings, scale: float, generator: torch.Generat
 
 
 def add_random(
-    samples: Samples,
-    settings: RandomSettings,
-    scale: float,
-    detached: list[Detach],
-    seed: int,
+    samples: Samples, settings: RandomSettings, scale: float, detached: list[Detach], seed: int
 ) -> float:
-    """Note the Jacobians of one LSTM for every lag; its mean forget gate.
+    """Add the Jacobians of one LSTM for every lag; return its mean forget gate.
 
     The norm is Frobenius' over sqrt(2H), the root mean square gain of the 2H directions: 1 at lag
-    0. A seed gives the same weights, but for the scale, and the same inputs.
+    0. A seed fixes the weights, up to the scale, and the inputs.
     """
     generator = torch.Generator().manual_seed(seed)
     lstm = random_lstm(settings, scale, generator)
@@ -64,13 +60,9 @@ def add_random(
 
 
 def add_jacobians(
-    samples: Samples,
-    blocks: Blocks,
-    lags: int,
-    detached: list[Detach],
-    generator: torch.Generator,
+    samples: Samples, blocks: Blocks, lags: int, detached: list[Detach], generator: torch.Generator
 ) -> None:
-    """Note d(c, h)[T] / d(c, h)[T-k] for k = 1 .. lags, T being the last step."""
+    """Add d(c, h)[T] / d(c, h)[T-k] for k = 1 .. lags, where T is the last step."""
     H = blocks.h.shape[1]
     draws = [max(detach.draws, 1) for detach in detached]
     products = torch.eye(2 * H, dtype=torch.float64).repeat(2 + sum(draws), 1, 1)
@@ -90,7 +82,7 @@ def add_jacobians(
 
 
 def _keep(detach: Detach, generator: torch.Generator) -> Tensor:
-    """What passes through h at one step, for each draw."""
+    """Return what passes through h at one step, for each sample."""
     if not detach.draws:
         return torch.tensor([1 - detach.prob]).double()
     return (torch.rand(detach.draws, generator=generator) >= detach.prob).double()

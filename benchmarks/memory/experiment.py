@@ -1,4 +1,4 @@
-"""An experiment: one task, and the trainings that are compared on it."""
+"""An experiment: one task, and the trainings compared on it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.memory.networks import Method
 from benchmarks.memory.tasks import Adding, Copying, Task, digits, mnist
 from captioner.errors import ConfigError
 
-_OF_A_TRIAL = ("task", "length", "permuted", "hidden", "batch", "check_steps", "clip")
+_SHARED = ("task", "length", "permuted", "hidden", "batch", "check_steps", "clip")
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,17 @@ class Experiment:
         task: copying, adding, digits (scikit-learn's, 64 pixels) or mnist (784 pixels).
         length: T of copying and adding.
         permuted: read the pixels of digits and mnist in one random order.
-        methods: lstm, "h-detach P", "c-detach P", gru, irnn, zoneout, indrnn; with "unclipped"
-            behind, gradients are left as they are.
+        methods: lstm, "h-detach P", "c-detach P", gru, irnn, zoneout, indrnn; append "unclipped"
+            to train without gradient clipping.
         rates: learning rates of Adam.
-        seeds: of weights, data and draws.
+        seeds: random seeds of weights, data and blocked steps.
         hidden: units H.
-        batch: sequences of a step of the optimizer.
-        steps: of the optimizer, at most; trials that are over go on when it is raised.
+        batch: sequences per optimizer step.
+        steps: most optimizer steps; finished trials go on when it is raised.
         check_steps: steps between validations.
-        clip: largest norm of all gradients together.
-        plain_steps: the last steps, trained with p = 0 (the authors' "annealing").
-        stop_at: validation accuracy that ends a trial; 0 goes on to the end.
+        clip: largest norm of the whole gradient.
+        plain_steps: final steps trained with p = 0 (the authors' "annealing").
+        stop_at: validation accuracy that ends a trial; 0 never does.
         data: folder of MNIST.
         out: folder of the trials.
     """
@@ -62,15 +62,14 @@ class Experiment:
         for name in ("hidden", "batch", "steps", "check_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be >= 1")
-        if not all(rate > 0 for rate in self.rates) or not self.clip > 0:
-            raise ConfigError("rates and clip must be above 0")
-        if not 0 <= self.plain_steps <= self.steps:
-            raise ConfigError(f"plain_steps is {self.plain_steps}; it must be in [0, steps]")
-        if not 0 <= self.stop_at <= 1:
-            raise ConfigError(f"stop_at is {self.stop_at}; it must be in [0, 1]")
+        if not all(rate > 0 for rate in (*self.rates, self.clip)):
+            raise ConfigError(f"rates are {self.rates}, clip is {self.clip}; they must be above 0")
+        for name, most in (("plain_steps", self.steps), ("stop_at", 1)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, {most}]")
 
     def trials(self) -> list[Trial]:
-        """Seed by seed, so that an experiment broken off is a smaller whole one."""
+        """Return all trials seed by seed, so that an interrupted experiment can be reported."""
         return [
             Trial(self, Method.parse(method), rate, seed)
             for seed, rate, method in product(self.seeds, self.rates, self.methods)
@@ -88,26 +87,26 @@ class Trial:
 
     @property
     def folder(self) -> Path:
-        """Its log, its place, its best weights, and `trial.json` once it is over."""
+        """The folder of its progress, its best weights, and `trial.json` once it is over."""
         name = f"{self.method}-rate{self.rate:g}-seed{self.seed}".replace(" ", "-")
         return Path(self.experiment.out) / name
 
     @property
     def best_weights(self) -> Path:
-        """The network's where validation was best, once it was validated at all."""
+        """The file of the weights of its best validation, once there was one."""
         return self.folder / "best.safetensors"
 
     @property
     def settings(self) -> dict[str, str | int | float | bool]:
-        """What its course depends on: not where its folder lies, nor how far it is to go."""
-        shared = {name: getattr(self.experiment, name) for name in _OF_A_TRIAL}
+        """What its figures depend on: not where its folder lies, nor how many steps it has."""
+        shared = {name: getattr(self.experiment, name) for name in _SHARED}
         plain = self.experiment.plain_steps
         plain_from = self.experiment.steps - plain if plain else 0
         own = {"method": str(self.method), "rate": self.rate, "seed": self.seed}
         return {**shared, **own, "plain_from": plain_from}
 
     def task(self) -> Task:
-        """Its data; of pixel tasks all seeds share the pictures, each has its own order of them."""
+        """Return its task; the seeds of a pixel task share the images and differ in their order."""
         experiment = self.experiment
         if experiment.task == "copying":
             return Copying(experiment.length, self.seed)

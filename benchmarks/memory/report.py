@@ -1,55 +1,51 @@
-"""What the trials of an experiment gave, as tables and CSV files."""
+"""Outcomes of an experiment as tables, CSV files and plots."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
-from benchmarks.memory.training import Check, Outcome
-from benchmarks.reporting import aligned, difference, mean, mean_deviation, write_csv
+from benchmarks.memory.training import Check, Outcome, best_check, steps_to
+from benchmarks.reporting import difference, mean, mean_deviation, plot, table, write_csv
+from benchmarks.trials import matched
 
 SOLVED = 0.99
-COLUMNS = (
-    "method", "rate", "trials", "solved", "steps to it", "accuracy", "test", "val loss",
-    "largest norm", "diverged", "CPU ms/step",
-)  # fmt: skip
-PAIRED = ("method", "against", "rate", "pairs", "difference", "higher", "sooner", "later")
 
 
 @dataclass(frozen=True)
 class Row:
-    """All seeds of one method at one learning rate; NaN where there is nothing to tell."""
+    """All seeds of one method at one learning rate; NaN where there are no figures."""
 
     method: str
     rate: float | None  # None: all rates together
     trials: int
-    solved: int  # reached the accuracy asked for in validation
+    solved: int  # trials that reached the validation accuracy
     steps: float  # until then: the median over all seeds, infinite if most never did
     accuracy: tuple[float, float]  # best of a trial: mean and deviation over seeds
     test: tuple[float, float]  # at the best validation
-    val_loss: float  # lowest of a trial, mean
+    val_loss: float  # mean over trials of the lowest
     largest_norm: float  # of any gradient, before clipping
     diverged: int
-    milliseconds: float  # of CPU time, a step of the optimizer
+    milliseconds: float  # CPU time per optimizer step
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """A method against another one, which began from the same seeds, at the same rates."""
+    """A method compared with another one at the same seeds and rates."""
 
     method: str
     against: str
     rate: float | None  # None: all rates together
-    differences: Sequence[float]  # of what counts: test accuracy, or else validation's best
+    differences: Sequence[float]  # of the test accuracy, or of the best validation without a test
     sooner: int  # pairs in which it was solved in fewer steps
-    later: int  # in more, or not while the other was
+    later: int  # in more, or never while the other was
 
 
 def rows(outcomes: Sequence[Outcome], solved: float = SOLVED) -> list[Row]:
-    """A row for each method and rate, in order of appearance; then, of several rates, for all."""
+    """Return a row for each method and rate, and then for several rates together."""
     return [
         _row(method, rate, group, solved)
         for rate in _rates(outcomes)
@@ -59,116 +55,153 @@ def rows(outcomes: Sequence[Outcome], solved: float = SOLVED) -> list[Row]:
 
 
 def pairs(outcomes: Sequence[Outcome], solved: float = SOLVED) -> list[Pairs]:
-    """Each method against the first one, seed by seed."""
+    """Compare each method with the first one, seed by seed."""
     first, *others = _methods(outcomes)
     result = []
     for rate in _rates(outcomes):
-        known = {(o.trial.rate, o.trial.seed): o for o in _of(outcomes, first, rate)}
+        against = _of(outcomes, first, rate)
         for method in others:
-            both = [
-                (outcome, known[key])
-                for outcome in _of(outcomes, method, rate)
-                if (key := (outcome.trial.rate, outcome.trial.seed)) in known
-            ]
-            if not both:
-                continue
-            steps = [
-                tuple(outcome.steps_to(solved) or math.inf for outcome in pair) for pair in both
-            ]
-            result.append(
-                Pairs(
-                    method,
-                    first,
-                    rate,
-                    differences=[_figure(one) - _figure(other) for one, other in both],
-                    sooner=sum(one < other for one, other in steps),
-                    later=sum(one > other for one, other in steps),
-                )
+            both = matched(
+                _of(outcomes, method, rate), against, lambda o: (o.trial.rate, o.trial.seed)
             )
+            if both:
+                steps = [(steps_to(one, solved), steps_to(other, solved)) for one, other in both]
+                differences = [_accuracy(one) - _accuracy(other) for one, other in both]
+                sooner = sum(one < other for one, other in steps)
+                later = sum(one > other for one, other in steps)
+                result.append(Pairs(method, first, rate, differences, sooner, later))
     return result
 
 
-def table(found: Sequence[Row]) -> str:
-    """One line a row."""
+def rows_table(found: Sequence[Row]) -> str:
+    """Write a line for each row."""
     lines = [
-        (
-            row.method,
-            _rate(row.rate),
-            str(row.trials),
-            f"{row.solved} of {row.trials}",
-            f"{row.steps:.0f}" if math.isfinite(row.steps) else "-",
-            _spread(row.accuracy),
-            _spread(row.test),
-            f"{row.val_loss:.4f}",
-            f"{row.largest_norm:.3g}",
-            str(row.diverged),
-            f"{row.milliseconds:.0f}",
-        )
+        {
+            "method": row.method,
+            "rate": _rate(row.rate),
+            "trials": str(row.trials),
+            "solved": f"{row.solved} of {row.trials}",
+            "steps to it": f"{row.steps:.0f}" if math.isfinite(row.steps) else "-",
+            "accuracy": _percent(row.accuracy),
+            "test": _percent(row.test),
+            "val loss": f"{row.val_loss:.4f}",
+            "largest norm": f"{row.largest_norm:.3g}",
+            "diverged": str(row.diverged),
+            "CPU ms/step": f"{row.milliseconds:.0f}",
+        }
         for row in found
     ]
-    return aligned(COLUMNS, lines, ("method",))
+    return table(lines, ["method"])
 
 
 def pairs_table(found: Sequence[Pairs]) -> str:
-    """One line a comparison; differences in points, mean and its standard error."""
+    """Write a line for each comparison; differences in points, mean and standard error."""
     lines = [
-        (
-            pair.method,
-            pair.against,
-            _rate(pair.rate),
-            str(len(pair.differences)),
-            difference([100 * value for value in pair.differences], 1),
-            str(sum(value > 0 for value in pair.differences)),
-            str(pair.sooner),
-            str(pair.later),
-        )
+        {
+            "method": pair.method,
+            "against": pair.against,
+            "rate": _rate(pair.rate),
+            "pairs": str(len(pair.differences)),
+            "difference": difference([100 * value for value in pair.differences], 1),
+            "higher": str(sum(value > 0 for value in pair.differences)),
+            "sooner": str(pair.sooner),
+            "later": str(pair.later),
+        }
         for pair in found
     ]
-    return aligned(PAIRED, lines, ("method", "against"))
+    return table(lines, ["method", "against"])
 
 
 def write_trials(outcomes: Sequence[Outcome], path: Path, solved: float = SOLVED) -> None:
-    """A line a trial, as CSV: its settings, its best check, and how it ended."""
+    """Write a line for each trial: its settings, its best check, and how it ended."""
     lines = [
         {
             **outcome.trial.settings,
-            f"steps_to_{solved:g}": outcome.steps_to(solved) or "",
+            f"steps_to_{solved:g}": steps if math.isfinite(steps) else "",
             "diverged": outcome.diverged,
             "largest_norm_ever": _largest_norm(outcome),
-            **(asdict(outcome.best) if outcome.checks else {}),
+            **(asdict(best_check(outcome)) if outcome.entries else {}),
             "date": outcome.machine["date"],
         }
         for outcome in outcomes
+        for steps in [steps_to(outcome, solved)]
     ]
     write_csv(lines, path)
 
 
 def write_checks(outcomes: Sequence[Outcome], path: Path) -> None:
-    """A line a validation, as CSV."""
+    """Write a line for each validation."""
     lines = [
         {"method": o.trial.method, "rate": o.trial.rate, "seed": o.trial.seed, **asdict(check)}
         for o in outcomes
-        for check in o.checks
+        for check in o.entries
     ]
     write_csv(lines, path, ["method", "rate", "seed", *(field.name for field in fields(Check))])
 
 
+def plot_curves(outcomes: Sequence[Outcome], title: str, note: str, path: Path) -> None:
+    """Plot validation accuracy over the steps, a panel for each learning rate.
+
+    A thin line for each trial, a thick one for the median of a method's seeds; a trial that stopped
+    early keeps its last accuracy.
+    """
+    rates = sorted({outcome.trial.rate for outcome in outcomes})
+    size = (1.5 + 4.2 * len(rates), 4)
+    with plot(path, f"{title}\n{note}", size, (1, len(rates)), sharey=True) as (panels,):
+        for axes, rate in zip(panels, rates, strict=True):
+            for number, method in enumerate(_methods(outcomes)):
+                color, group = f"C{number}", _of(outcomes, method, rate)
+                for outcome in group:
+                    steps = [check.step for check in outcome.entries]
+                    accuracies = [check.accuracy for check in outcome.entries]
+                    axes.plot(steps, accuracies, color=color, alpha=0.3, linewidth=0.8)
+                steps = sorted({check.step for outcome in group for check in outcome.entries})
+                middle = [median(accuracy_at(outcome, step) for outcome in group) for step in steps]
+                axes.plot(steps, middle, color=color, linewidth=2, label=f"{method} ({len(group)})")
+            axes.set(title=f"learning rate {rate:g}", xlabel="steps", ylim=(0, 1.02))
+        panels[0].set_ylabel("validation accuracy")
+        panels[-1].legend(fontsize=8)
+
+
+def accuracy_at(outcome: Outcome, step: int) -> float:
+    """Return the accuracy of the last validation up to a step; 0 before the first."""
+    return next((c.accuracy for c in reversed(outcome.entries) if c.step <= step), 0.0)
+
+
+def plot_transfer(
+    accuracies: Mapping[str, Mapping[int, Sequence[float]]], trained: int, note: str, path: Path
+) -> None:
+    """Plot the accuracy of each method's networks over the length T of the test."""
+    title = f"Copying, trained at T = {trained}\n{note}"
+    with plot(path, title, (6, 4)) as ((axes,),):
+        for number, (method, by_length) in enumerate(accuracies.items()):
+            lengths, color = sorted(by_length), f"C{number}"
+            label = f"{method} ({len(by_length[lengths[0]])})"
+            means = [fmean(by_length[length]) for length in lengths]
+            axes.plot(lengths, means, "o-", color=color, label=label)
+            points = [(length, value) for length in lengths for value in by_length[length]]
+            axes.plot(*zip(*points, strict=True), ".", color=color, alpha=0.4)
+        axes.axvline(trained, color="black", linewidth=0.8, linestyle=":")
+        axes.set(xscale="log", xlabel="T of the test", ylabel="accuracy", ylim=(0, 1.02))
+        axes.legend(fontsize=8)
+
+
 def _row(method: str, rate: float | None, group: Sequence[Outcome], solved: float) -> Row:
-    told = [outcome for outcome in group if outcome.checks]
-    steps = [outcome.steps_to(solved) or math.inf for outcome in group]
-    cpu = [outcome.checks[-1] for outcome in told]
+    checked = [outcome for outcome in group if outcome.entries]
+    last = [outcome.entries[-1] for outcome in checked]
+    steps = [steps_to(outcome, solved) for outcome in group]
     return Row(
         method=method,
         rate=rate,
         trials=len(group),
         solved=sum(map(math.isfinite, steps)),
         steps=median(steps),
-        accuracy=mean_deviation([outcome.best.accuracy for outcome in told]),
-        test=mean_deviation([t for o in told if (t := o.checks[-1].test_accuracy) == t]),
-        val_loss=mean([min(check.val_loss for check in outcome.checks) for outcome in told]),
-        largest_norm=max((_largest_norm(outcome) for outcome in told), default=math.nan),
+        accuracy=mean_deviation([best_check(outcome).accuracy for outcome in checked]),
+        test=mean_deviation([c.test_accuracy for c in last if not math.isnan(c.test_accuracy)]),
+        val_loss=mean([min(check.val_loss for check in outcome.entries) for outcome in checked]),
+        largest_norm=max(map(_largest_norm, checked), default=math.nan),
         diverged=sum(bool(outcome.diverged) for outcome in group),
-        milliseconds=mean([1000 * check.cpu_seconds / check.step for check in cpu]),
+        milliseconds=mean([1000 * check.cpu_seconds / check.step for check in last]),
     )
 
 
@@ -177,7 +210,7 @@ def _methods(outcomes: Sequence[Outcome]) -> list[str]:
 
 
 def _rates(outcomes: Sequence[Outcome]) -> list[float | None]:
-    """Those that occur, and None for all of several."""
+    """Return the rates that occur, and None for all of several."""
     rates = list(dict.fromkeys(outcome.trial.rate for outcome in outcomes))
     return [*rates, None] if len(rates) > 1 else [*rates]
 
@@ -186,12 +219,12 @@ def _of(outcomes: Sequence[Outcome], method: str, rate: float | None) -> list[Ou
     return [o for o in outcomes if str(o.trial.method) == method and rate in (None, o.trial.rate)]
 
 
-def _figure(outcome: Outcome) -> float:
-    """What counts of a trial; nothing if it diverged before it was validated."""
-    if not outcome.checks:
+def _accuracy(outcome: Outcome) -> float:
+    """Return the accuracy to compare; 0 if the trial diverged before its first validation."""
+    if not outcome.entries:
         return 0.0
-    test = outcome.checks[-1].test_accuracy
-    return outcome.best.accuracy if math.isnan(test) else test
+    test = outcome.entries[-1].test_accuracy
+    return best_check(outcome).accuracy if math.isnan(test) else test
 
 
 def _rate(rate: float | None) -> str:
@@ -199,10 +232,10 @@ def _rate(rate: float | None) -> str:
 
 
 def _largest_norm(outcome: Outcome) -> float:
-    return max((check.largest_norm for check in outcome.checks), default=math.nan)
+    return max((check.largest_norm for check in outcome.entries), default=math.nan)
 
 
-def _spread(value: tuple[float, float]) -> str:
+def _percent(value: tuple[float, float]) -> str:
     middle, deviation = value
     if math.isnan(middle):
         return "-"

@@ -1,7 +1,7 @@
 """Several trainings as one: their weights stacked, one product a time step for all of them.
 
-Made for GPUs, where a time step of one small network leaves most of the machine idle. There a whole
-step of the optimizer is one CUDA graph, so that no time goes into starting its kernels.
+For GPUs, where a time step of one small network leaves most of the device idle. There a whole
+optimizer step is one CUDA graph, so that no time goes into launching its kernels.
 """
 
 from __future__ import annotations
@@ -24,20 +24,13 @@ class StackedSequence(torch.autograd.Function):
     """`HDetachLSTM` for S networks at once, from a zero state: hidden (T, S, B, H).
 
     Inputs: x (T, S, B, I), weight_ih (S, 4H, I), weight_hh (S, 4H, H), bias (S, 4H); `open_h` and
-    `open_c` (T, S) are 0 where the gradient through h[t-1] or c[t-1] is blocked, else 1. Nothing
-    depends on their values but the values, as a CUDA graph asks.
+    `open_c` (T, S) are 0 where the gradient through h[t-1] or c[t-1] is blocked, else 1. Control
+    flow does not depend on their values, as a CUDA graph requires.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight_ih: Tensor,
-        weight_hh: Tensor,
-        bias: Tensor,
-        open_h: Tensor,
-        open_c: Tensor,
-    ) -> Tensor:
+    def forward(ctx: Any, *inputs: Tensor) -> Tensor:
+        x, weight_ih, weight_hh, bias, open_h, open_c = inputs
         T, S, B, _ = x.shape
         H = weight_hh.shape[2]
         gates = x @ weight_ih.transpose(1, 2) + bias.unsqueeze(1)  # (T, S, B, 4H)
@@ -85,27 +78,25 @@ class StackedSequence(torch.autograd.Function):
 
 
 def stackable(training: Training) -> bool:
-    """Whether it is one of the LSTMs; the other networks are trained one by one."""
+    """Return whether it trains an LSTM; the other networks are trained one by one."""
     return type(training.network.core) is HDetachLSTM
 
 
 def train_together(trainings: Sequence[Training], steps: int) -> list[Stretch]:
-    """`Training.train` for all of them at once; they share the experiment, the rate and the step.
+    """Do `Training.train` for all at once; they share the experiment, the rate and the step.
 
-    A training whose gradient is not finite does not disturb the others.
+    A gradient that is not finite affects its own training only.
     """
     started = time.process_time()
     stack = _Stack(trainings)
     for training in trainings:
         training.network.train()
     losses, largest = stack.zeros(), stack.zeros()
-    take = stack.take_step
-    if stack.device.type == "cuda":
-        take = _captured(stack)
+    take = _captured(stack) if stack.device.type == "cuda" else stack.take_step
     for _ in range(steps):
         loss, norm = take(*stack.next_inputs())
         losses += loss
-        torch.maximum(largest, norm, out=largest)  # not-a-number stays
+        torch.maximum(largest, norm, out=largest)  # NaN stays
     stack.give_back()
     seconds = (time.process_time() - started) / len(trainings)
     for training in trainings:
@@ -117,7 +108,7 @@ def train_together(trainings: Sequence[Training], steps: int) -> list[Stretch]:
 
 
 class _Stack:
-    """Weights (S, ...) and Adam's state of S trainings, while they are trained together."""
+    """Weights (S, ...) and Adam's state of S trainings during `train_together`."""
 
     def __init__(self, trainings: Sequence[Training]):
         self.trainings = trainings
@@ -133,23 +124,20 @@ class _Stack:
             self.weights.values(), first.trial.rate, capturable=on_gpu
         )
         for name, weight in self.weights.items():
-            states = [t.optimizer.state.get(t.network.get_parameter(name)) for t in trainings]
+            states = [t.optimizer.state.get(t.network.get_parameter(name), {}) for t in trainings]
             if all(states):
-                moments = {
-                    key: torch.stack([state[key] for state in states if state])
-                    for key in ("exp_avg", "exp_avg_sq")
-                }
-                step = states[0]["step"].clone() if states[0] else torch.zeros(())
-                if on_gpu:
-                    step = step.to(self.device)
-                self.optimizer.state[weight] = {"step": step, **moments}
+                moments = ("exp_avg", "exp_avg_sq")
+                state = {key: torch.stack([one[key] for one in states]) for key in moments}
+                step = states[0]["step"].clone()
+                state["step"] = step.to(self.device) if on_gpu else step
+                self.optimizer.state[weight] = state
         self.clip = torch.tensor([t.clip for t in trainings], device=self.device)
 
     def zeros(self) -> Tensor:
         return torch.zeros(len(self.trainings), device=self.device)
 
     def next_inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Inputs (T, S, B, I), targets (..., S, B) and the open steps of h and c (T, S)."""
+        """Return inputs (T, S, B, I), targets (..., S, B) and the open steps of h and c (T, S)."""
         batches, opened = [], []
         for training in self.trainings:
             core = training.network.core
@@ -161,17 +149,14 @@ class _Stack:
                 free[0 if core.detach == "h" else 1] -= blocked.float()
             opened.append(free)
         open_h, open_c = torch.stack(opened, -1).to(self.device)
-        return (
-            torch.stack([batch.inputs for batch in batches], 1),
-            torch.stack([batch.targets for batch in batches], -2),
-            open_h,
-            open_c,
-        )
+        inputs = torch.stack([batch.inputs for batch in batches], 1)
+        targets = torch.stack([batch.targets for batch in batches], -2)
+        return inputs, targets, open_h, open_c
 
     def take_step(
         self, inputs: Tensor, targets: Tensor, open_h: Tensor, open_c: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """One step of all optimizers: losses and gradient norms before clipping, (S,) each."""
+        """Take one optimizer step; return losses and gradient norms before clipping, (S,) each."""
         weights = self.weights
         bias = weights["core.bias_ih_l0"] + weights["core.bias_hh_l0"]
         hidden = StackedSequence.apply(
@@ -179,12 +164,8 @@ class _Stack:
         )[-self.task.answered :]
         answers = hidden @ weights["answer.weight"].transpose(1, 2)
         answers = answers + weights["answer.bias"].unsqueeze(1)  # (answered, S, B, outputs)
-        losses = torch.stack(
-            [
-                self.task.loss(answers[:, s], targets.select(-2, s))
-                for s in range(len(self.trainings))
-            ]
-        )
+        pairs = zip(answers.unbind(1), targets.unbind(-2), strict=True)
+        losses = torch.stack([self.task.loss(answer, target) for answer, target in pairs])
         self.optimizer.zero_grad()
         losses.sum().backward()
         grads = [weight.grad for weight in weights.values() if weight.grad is not None]
@@ -197,7 +178,7 @@ class _Stack:
 
     @torch.no_grad()
     def give_back(self) -> None:
-        """Put weights and Adam's state into the trainings they came from."""
+        """Copy weights and Adam's state back into the trainings."""
         for name, weight in self.weights.items():
             state = self.optimizer.state[weight]
             for s, training in enumerate(self.trainings):
@@ -211,7 +192,7 @@ class _Stack:
 
 
 def _captured(stack: _Stack) -> Callable[..., tuple[Tensor, Tensor]]:
-    """`take_step` as a CUDA graph; the first steps, which torch wants to warm up, are real ones."""
+    """Return `take_step` as a CUDA graph; the warm-up steps that torch requires train, too."""
     graph = torch.cuda.CUDAGraph()
     static: list[Tensor] = []
     results: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""The tasks: copying, adding, and pictures read one pixel at a time."""
+"""The tasks: copying, adding, and images read one pixel at a time."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ SYMBOLS, BLANK, DELIMITER = 8, 0, 9  # of the copying task: the symbols are 1 to
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences of one length, and what is to be said about them."""
+    """Sequences of one length and their targets."""
 
     inputs: Tensor  # (T, B, I)
-    targets: Tensor  # (T, B) classes if each step is answered, else one a sequence: (B,)
+    targets: Tensor  # (T, B) classes if each step has an answer, else (B,)
 
     def to(self, device: torch.device) -> Batch:
-        """The same on a device."""
+        """Copy to a device."""
         return Batch(self.inputs.to(device), self.targets.to(device))
 
 
 class Task(ABC):
-    """Where sequences come from, and how the answers to them are judged.
+    """A source of sequences, with a loss and an accuracy.
 
-    `steps` is the length T of a sequence, `inputs` the size I of a step, `outputs` that of an
+    `steps` is the length T of a sequence, `inputs` the size I of a step, `outputs` the size of an
     answer; only the answers of the last `answered` steps count.
     """
 
@@ -43,7 +43,7 @@ class Task(ABC):
     device = torch.device("cpu")
 
     def to(self, device: torch.device) -> Task:
-        """Move all data to a device; what is drawn stays the same."""
+        """Move all data to a device; sampling does not change."""
         for name, value in vars(self).items():
             if isinstance(value, Batch | Tensor):
                 setattr(self, name, value.to(device))
@@ -52,37 +52,32 @@ class Task(ABC):
 
     @abstractmethod
     def batch(self, size: int, step: int, generator: torch.Generator) -> Batch:
-        """`size` sequences of the training data for a step, counted from 0."""
+        """Return `size` training sequences for a step, counted from 0."""
 
     @abstractmethod
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
-        """What is minimised, of answers (answered, B, outputs)."""
+        """Return the training loss of answers (answered, B, outputs)."""
 
     @abstractmethod
     def accuracy(self, answers: Tensor, targets: Tensor) -> float:
-        """Share of right answers."""
+        """Return the share of right answers."""
 
 
 class Copying(Task):
     """Remember ten symbols over T steps (Hochreiter & Schmidhuber 1997; Arjovsky et al. 2016).
 
-    As in the h-detach authors' code: one number a step; ten symbols of 1 to 8, T - 1 blanks (0),
-    the delimiter 9, ten blanks; T + 10 blanks are to be answered, then the symbols. Cross-entropy
-    over all T + 20 steps, accuracy over the last ten. 100,000 sequences to train on, 5,000 to
-    validate. `copied` makes it fewer symbols, and T + 2 `copied` steps.
+    As in the h-detach authors' code: one number per step; ten symbols of 1 to 8, T - 1 blanks (0),
+    the delimiter 9, ten blanks. The targets are T + 10 blanks, then the symbols. Cross-entropy over
+    all T + 20 steps, accuracy over the last ten. 100,000 sequences to train, 5,000 to validate.
+    `copied` sets another number of symbols; there are T + 2 `copied` steps.
     """
 
     inputs, outputs = 1, SYMBOLS + 1
 
     def __init__(
-        self,
-        length: int,
-        seed: int,
-        *,
-        copied: int = 10,
-        train: int = 100_000,
+        self, length: int, seed: int, *, copied: int = 10, train: int = 100_000,
         validation: int = 5_000,
-    ):
+    ):  # fmt: skip
         if length < 1:
             raise ConfigError(f"length is {length}; the copying task needs at least 1")
         self.length, self.copied = length, copied
@@ -95,22 +90,22 @@ class Copying(Task):
         self.validation = copying_batch(seen, length)
 
     def batch(self, size: int, step: int, generator: torch.Generator) -> Batch:
-        """Sequences drawn with replacement, as the authors do."""
+        """Sample sequences with replacement, as the authors do."""
         chosen = torch.randint(self._train.shape[1], (size,), generator=generator)
         return copying_batch(self._train[:, chosen.to(self.device)], self.length)
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy over all steps, in nats."""
+        """Return the mean cross-entropy over all steps, in nats."""
         return F.cross_entropy(answers.flatten(0, 1), targets.flatten())
 
     def accuracy(self, answers: Tensor, targets: Tensor) -> float:
-        """Share of the symbols that are copied right."""
+        """Return the share of the symbols copied right."""
         right = answers[-self.copied :].argmax(-1) == targets[-self.copied :]
         return right.float().mean().item()
 
 
 def copying_batch(symbols: Tensor, length: int) -> Batch:
-    """The sequences that present these symbols (`copied`, B), and what to answer."""
+    """Return the sequences that present these symbols (`copied`, B), and their targets."""
     copied, size = symbols.shape
     steps = length + 2 * copied
     inputs = torch.full((steps, size, 1), float(BLANK), device=symbols.device)
@@ -125,8 +120,8 @@ class Adding(Task):
     """Add the two marked numbers of T (Hochreiter & Schmidhuber 1997; Le et al. 2015).
 
     Each step has a number from U(0, 1) and a mark, 1 at one step of each half and 0 elsewhere; the
-    sum is to be answered at the end. Squared error (always answering 1 gives 0.167); an answer is
-    right when it is within 0.04.
+    target at the end is the sum. Squared error (always answering 1 gives 0.167); an answer is right
+    within 0.04.
     """
 
     inputs, outputs, answered = 2, 1, 1
@@ -138,7 +133,7 @@ class Adding(Task):
         self.validation = self.batch(validation, 0, torch.Generator().manual_seed(seed))
 
     def batch(self, size: int, step: int, generator: torch.Generator) -> Batch:
-        """New sequences, never seen before."""
+        """Generate new sequences."""
         half = self.steps // 2
         values = torch.rand(self.steps, size, generator=generator)
         first = torch.randint(half, (size,), generator=generator)
@@ -149,19 +144,19 @@ class Adding(Task):
         return Batch(torch.stack([values, marks], -1), (values * marks).sum(0)).to(self.device)
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
-        """Mean squared error."""
+        """Return the mean squared error."""
         return F.mse_loss(answers[-1, :, 0], targets)
 
     def accuracy(self, answers: Tensor, targets: Tensor) -> float:
-        """Share of the sums that are right within 0.04."""
+        """Return the share of the sums that are right within 0.04."""
         return ((answers[-1, :, 0] - targets).abs() < 0.04).float().mean().item()
 
 
 class Pixels(Task):
-    """Tell the digit from its pixels, one a step: pixel and permuted MNIST (Le et al. 2015).
+    """Classify a digit from its pixels, one per step: pixel and permuted MNIST (Le et al. 2015).
 
-    Pictures (N, pixels) in [0, 1] with labels (N,), in a split each; `permuted` reads the pixels in
-    one random order, the same for all pictures; `seed` is that of the order of training pictures.
+    Each split has images (N, pixels) in [0, 1] and labels (N,). `permuted` reads the pixels in one
+    random order, the same for all images; `seed` sets the order of the training images.
     Cross-entropy at the last step.
     """
 
@@ -185,48 +180,48 @@ class Pixels(Task):
         self._train = self._read(*train)
         self.validation, self.test = self._read(*validation), self._read(*test)
 
-    def _read(self, pictures: Tensor, labels: Tensor) -> Batch:
-        return Batch(pictures[:, self.order].t().unsqueeze(-1).contiguous(), labels)
+    def _read(self, images: Tensor, labels: Tensor) -> Batch:
+        return Batch(images[:, self.order].t().unsqueeze(-1).contiguous(), labels)
 
     def batch(self, size: int, step: int, generator: torch.Generator) -> Batch:
-        """Pictures in a new order each epoch, as the authors do; less than a batch is left out."""
-        pictures = len(self._train.targets)
-        if size > pictures:
-            raise ConfigError(f"batch is {size}; there are {pictures} pictures to train on")
-        epoch, place = divmod(step, pictures // size)
+        """Return images in a new order each epoch, as the authors do; drop an incomplete batch."""
+        images = len(self._train.targets)
+        if size > images:
+            raise ConfigError(f"batch is {size}; it must be <= {images}, the training images")
+        epoch, place = divmod(step, images // size)
         if epoch != self._epoch:
             order = torch.Generator().manual_seed(1_000_003 * self._seed + epoch)
-            shuffled = torch.randperm(pictures, generator=order)
+            shuffled = torch.randperm(images, generator=order)
             self._epoch, self._shuffled = epoch, shuffled.to(self.device)
         chosen = self._shuffled[place * size : (place + 1) * size]
         return Batch(self._train.inputs[:, chosen], self._train.targets[chosen])
 
     def loss(self, answers: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy, in nats."""
+        """Return the mean cross-entropy, in nats."""
         return F.cross_entropy(answers[-1], targets)
 
     def accuracy(self, answers: Tensor, targets: Tensor) -> float:
-        """Share of the digits told right."""
+        """Return the share of the digits classified right."""
         return (answers[-1].argmax(-1) == targets).float().mean().item()
 
 
 def digits(*, permuted: bool, seed: int) -> Pixels:
-    """scikit-learn's 1,797 digits of 8 x 8 pixels: 1,197 to train, 300 to validate, 300 to test."""
+    """Load scikit-learn's 1,797 digits of 8 x 8 pixels: 1,197 to train, 300 each for the others."""
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ConfigError("the digits come with scikit-learn; pip install scikit-learn") from None
-    pictures, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
+        raise ConfigError("task digits: needs scikit-learn; pip install scikit-learn") from None
+    images, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    pictures, labels = pictures[order].float() / 16, labels[order].long()
-    splits = zip(pictures.split([1197, 300, 300]), labels.split([1197, 300, 300]), strict=True)
+    images, labels = images[order].float() / 16, labels[order].long()
+    splits = zip(images.split([1197, 300, 300]), labels.split([1197, 300, 300]), strict=True)
     return Pixels(*splits, permuted=permuted, seed=seed)
 
 
 def mnist(folder: Path, *, permuted: bool, seed: int) -> Pixels:
-    """MNIST, downloaded into `folder` once: 50,000 to train, 10,000 each to validate and test.
+    """Load MNIST, downloaded into `folder` once: 50,000 to train, 10,000 each to validate, test.
 
-    Raises DataError when it can be neither found nor downloaded.
+    Raises DataError if it is neither there nor can be downloaded.
     """
     from torchvision.datasets import MNIST
 
@@ -237,11 +232,7 @@ def mnist(folder: Path, *, permuted: bool, seed: int) -> Pixels:
             f"MNIST is not in {folder} and cannot be downloaded ({error}); put torchvision's four "
             f"files into {folder / 'MNIST' / 'raw'}, or take `task: digits`"
         ) from None
-    pictures = [split.data.flatten(1).float() / 255 for split in (seen, test)]
-    return Pixels(
-        (pictures[0][:50_000], seen.targets[:50_000]),
-        (pictures[0][50_000:], seen.targets[50_000:]),
-        (pictures[1], test.targets),
-        permuted=permuted,
-        seed=seed,
-    )
+    images, test_images = (split.data.flatten(1).float() / 255 for split in (seen, test))
+    train = (images[:50_000], seen.targets[:50_000])
+    validation = (images[50_000:], seen.targets[50_000:])
+    return Pixels(train, validation, (test_images, test.targets), permuted=permuted, seed=seed)

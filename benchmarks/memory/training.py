@@ -1,33 +1,30 @@
-"""One trial: trained step by step, resumably; what it gave stays in its folder."""
+"""One training on a long-memory task, step by step and resumable."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from benchmarks import trials
 from benchmarks.memory.experiment import Trial
 from benchmarks.memory.networks import Network
 from benchmarks.memory.tasks import Batch, Task
-from benchmarks.reporting import machine
-from captioner.errors import ConfigError
-from captioner.files import read_json, write_text
+from benchmarks.reporting import CPU
 from captioner.model.lstm import HDetachLSTM
 
 _VALIDATED = 500  # sequences at once
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Check:
-    """How a training stood after `step` steps; norms are those before clipping."""
+    """The validation after `step` steps; norms are those before clipping."""
 
     step: int
     train_loss: float  # mean since the check before
@@ -38,23 +35,7 @@ class Check:
     cpu_seconds: float
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a trial gave."""
-
-    trial: Trial
-    checks: Sequence[Check]
-    diverged: str  # why it is counted as diverged, empty if it is not
-    machine: dict[str, str]
-
-    @property
-    def best(self) -> Check:
-        """The check of the highest validation accuracy, the first of several."""
-        return max(self.checks, key=lambda check: check.accuracy)
-
-    def steps_to(self, accuracy: float) -> int | None:
-        """Steps until validation reached it; None: never."""
-        return next((check.step for check in self.checks if check.accuracy >= accuracy), None)
+Outcome: TypeAlias = trials.Outcome[Trial, Check]
 
 
 @dataclass(frozen=True)
@@ -64,14 +45,9 @@ class Stretch:
     loss: float
     largest_norm: float
 
-    @property
-    def finite(self) -> bool:
-        """Whether all of its gradients were."""
-        return math.isfinite(self.largest_norm)
-
 
 class Training:
-    """A trial under way: its network, its data and its place, all of which `state.pt` holds."""
+    """A trial under way: its network, its data and its progress, all of which `state.pt` holds."""
 
     def __init__(self, trial: Trial, task: Task | None = None, device: torch.device = CPU):
         self.trial, self.device = trial, device
@@ -91,7 +67,7 @@ class Training:
         self.best, self.test_accuracy = -1.0, math.nan
 
     def train(self, steps: int) -> Stretch:
-        """Take so many steps; the first gradient that is not finite ends it."""
+        """Train for some steps, or until the first gradient that is not finite."""
         start, total, largest = time.process_time(), 0.0, 0.0
         self.network.train()
         for _ in range(steps):
@@ -109,7 +85,7 @@ class Training:
         return Stretch(total / steps, largest)
 
     def next_batch(self) -> Batch:
-        """Begin a step: its data; from `plain_from` on nothing is blocked any more."""
+        """Begin a step and return its data; the last `plain_steps` have no h-detach."""
         experiment, core = self.trial.experiment, self.network.core
         if isinstance(core, HDetachLSTM) and self.step >= experiment.steps - experiment.plain_steps:
             core.detach_prob = 0.0
@@ -119,7 +95,7 @@ class Training:
 
     @torch.inference_mode()
     def judge(self, batch: Batch) -> tuple[float, float]:
-        """Loss and accuracy on a split."""
+        """Return loss and accuracy on a split."""
         self.network.eval()
         size = batch.inputs.shape[1]
         loss = accuracy = 0.0
@@ -146,11 +122,11 @@ class Training:
         )  # fmt: skip
 
     def load_best(self) -> None:
-        """Take the weights of the best check so far."""
+        """Load the weights of the best check so far."""
         self.network.load_state_dict(load_file(self.trial.best_weights))
 
     def save(self, checks: Sequence[Check]) -> None:
-        """Write the place and the checks so far, whole or not at all."""
+        """Write the progress and the checks so far, whole or not at all."""
         state = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -170,12 +146,12 @@ class Training:
         partial.replace(path)
 
     def resume(self) -> list[Check]:
-        """Go back to the place that was saved, if there is one; the checks until there."""
+        """Restore the saved progress, if there is any, and return the checks until there."""
         path = self.trial.folder / "state.pt"
         if not path.exists():
             return []
         state: dict[str, Any] = torch.load(path, map_location=self.device, weights_only=True)
-        _same_settings(self.trial, state["settings"])
+        trials.check_settings(self.trial, state["settings"])
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.order.set_state(state["order"].cpu())
@@ -186,44 +162,35 @@ class Training:
         return [Check(**check) for check in state["checks"]]
 
 
-def note_outcome(training: Training, checks: Sequence[Check], diverged: str) -> None:
-    """Write `trial.json`: the trial is over."""
-    note = {
-        "settings": training.trial.settings,
-        "diverged": diverged,
-        "checks": [asdict(check) for check in checks],
-        "machine": machine(training.trial.folder.name, training.device),
-    }
-    write_text(training.trial.folder / "trial.json", json.dumps(note, indent=1) + "\n")
-
-
 def read_outcome(trial: Trial) -> Outcome | None:
-    """What the trial gave, None while it is not over; no more than the steps asked for.
+    """Read a trial's checks, up to the steps asked for; None while it is not over.
 
     Raises ConfigError if the folder holds a trial of other settings.
     """
-    path = trial.folder / "trial.json"
-    if not path.exists():
+    record = trials.read_record(trial)
+    if record is None:
         return None
-    note = read_json(path)
-    _same_settings(trial, note["settings"])
-    checks = [Check(**check) for check in note["checks"] if check["step"] <= trial.experiment.steps]
-    if not (note["diverged"] or over(trial, checks)):
+    kept = [check for check in record["checks"] if check["step"] <= trial.experiment.steps]
+    checks = [Check(**check) for check in kept]
+    if not (record["diverged"] or over(trial, checks)):
         return None
-    return Outcome(trial, checks, note["diverged"], note["machine"])
-
-
-def _same_settings(trial: Trial, found: dict[str, Any]) -> None:
-    if found != trial.settings:
-        other = [name for name, value in trial.settings.items() if found.get(name) != value]
-        raise ConfigError(
-            f"{trial.folder} holds a trial with another {', '.join(other)}; give another `out`"
-        )
+    return Outcome(trial, checks, record["diverged"], record["machine"])
 
 
 def over(trial: Trial, checks: Sequence[Check]) -> bool:
-    """Whether it is long enough, or good enough."""
-    if not checks:
-        return False
-    experiment, last = trial.experiment, checks[-1]
-    return last.step >= experiment.steps or 0 < experiment.stop_at <= last.accuracy
+    """Return whether the training is long enough or accurate enough."""
+    experiment, last = trial.experiment, checks[-1] if checks else None
+    return last is not None and (
+        last.step >= experiment.steps or 0 < experiment.stop_at <= last.accuracy
+    )
+
+
+def steps_to(outcome: Outcome, accuracy: float) -> float:
+    """Return the steps until validation reached the accuracy, infinite if it never did."""
+    reached = (check.step for check in outcome.entries if check.accuracy >= accuracy)
+    return next(reached, math.inf)
+
+
+def best_check(outcome: Outcome) -> Check:
+    """Return the first check of the highest validation accuracy."""
+    return max(outcome.entries, key=lambda check: check.accuracy)

@@ -1,4 +1,4 @@
-"""Transfer copying: networks trained at one T, tested at others."""
+"""Transfer copying: networks trained at one length T, tested at others."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from statistics import fmean
 from benchmarks.memory.experiment import Trial
 from benchmarks.memory.tasks import Copying
 from benchmarks.memory.training import Training
-from benchmarks.reporting import aligned
+from benchmarks.reporting import table
 from captioner.errors import ConfigError
 
 _SEED = 555  # of the test sequences, the same for all networks, as in the authors' code
 _TESTED = 5_000
 
-Accuracies = dict[str, dict[int, list[float]]]  # of a method, by length, one a seed
+Accuracies = dict[str, dict[int, list[float]]]  # method -> length -> one value per seed
 
 
 def transfer(trials: Sequence[Trial], lengths: Sequence[int]) -> Accuracies:
-    """Test the best weights of each trial that has them, at each length; errors as of `trained`."""
+    """Test the best weights of each trial at each length; raise ConfigError as `trained` does."""
     tasks = {length: Copying(length, _SEED, train=1, validation=_TESTED) for length in lengths}
     found: Accuracies = {}
     for trial in trained(trials):
@@ -31,24 +31,22 @@ def transfer(trials: Sequence[Trial], lengths: Sequence[int]) -> Accuracies:
 
 
 def trained(trials: Sequence[Trial]) -> list[Trial]:
-    """Those that have weights; ConfigError if none has, or the task is not copying."""
-    if trials[0].experiment.task != "copying":
-        raise ConfigError(f"this is for `task: copying`, not {trials[0].experiment.task}")
+    """Return the trials with weights; raise ConfigError if none has, or the task is another."""
+    experiment = trials[0].experiment
+    if experiment.task != "copying":
+        raise ConfigError(f"task is {experiment.task}; this command needs `task: copying`")
     found = [trial for trial in trials if trial.best_weights.exists()]
     if not found:
-        raise ConfigError(f"no trial in {trials[0].experiment.out} has weights yet; train it first")
+        raise ConfigError(f"{experiment.out}: no trial has weights yet; run `train` first")
     return found
 
 
-def table(found: Accuracies) -> str:
-    """One line a method, one column a length: accuracy, mean (lowest to highest) over the seeds."""
-    lengths = sorted({length for by_length in found.values() for length in by_length})
-    lines = [
-        [method, str(len(by_length[lengths[0]]))]
-        + [
-            f"{100 * fmean(values):.0f} ({100 * min(values):.0f} to {100 * max(values):.0f})"
-            for values in (by_length[n] for n in lengths)
-        ]
-        for method, by_length in found.items()
-    ]
-    return aligned(["method", "trials", *(f"T = {n}" for n in lengths)], lines, ["method"])
+def transfer_table(found: Accuracies) -> str:
+    """Write a line for each method: mean accuracy (lowest to highest) over the seeds."""
+    rows = []
+    for method, by_length in found.items():
+        rows.append({"method": method, "trials": str(len(next(iter(by_length.values()))))})
+        for length, values in sorted(by_length.items()):
+            low, middle, high = (100 * f(values) for f in (min, fmean, max))
+            rows[-1][f"T = {length}"] = f"{middle:.0f} ({low:.0f} to {high:.0f})"
+    return table(rows, ["method"])

@@ -1,4 +1,4 @@
-"""What the figures of the items are held to."""
+"""The bars: the figures that the items must reach."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from benchmarks.throughput.measure import OURS, Result
 
 @dataclass(frozen=True)
 class Bar:
-    """The least ratio, share or speed, or the most memory (MB) or time (ms a unit).
+    """The lowest ratio, share or speed, or the highest memory (MB) or time (ms per unit).
 
     Speed and time hold for a core of CORE_GFLOPS and are compared with the scaled figures.
     """
 
     what: Literal["ratio", "share", "speed", "memory", "time"]
     limit: float
-    baseline: str | None = None  # of the ratio; None is the best one
+    baseline: str | None = None  # of the ratio; None: the best one
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bar and the figure it was held against; no figure where it could not be measured."""
+    """A bar and the figure; None if it was not measured."""
 
     bar: Bar
     figure: float | None
@@ -51,7 +51,7 @@ BARS: dict[str, tuple[Bar, ...]] = {
 
 
 def verdicts(result: Result) -> list[Verdict]:
-    """Every bar of an item beside what was measured."""
+    """Compare every bar of an item with its figure."""
     found = []
     for bar in BARS.get(result.name, ()):
         figures = {

@@ -1,9 +1,9 @@
-"""The loops the captioner is compared with, written as they are commonly written.
+"""The baselines: the loops as they are commonly written.
 
 "Authors" is the style of the h-detach authors' code: an LSTM cell of two matrix products, one
-Bernoulli draw a step, every caption run to the longest one. "Tutorial" is that of
+Bernoulli sample per step, every caption run to the longest one. "Tutorial" is that of
 a-PyTorch-Tutorial-to-Image-Captioning: rows sorted by length, the batch shrinking by step. Both
-copy a picture's features for each of its rows.
+copy an image's features for each of its rows.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class TwoProductCell(nn.Module):
 
 
 class CellLoop(nn.Module):
-    """A Python loop over a cell, h detached at drawn steps: x (T, B, I) -> output (T, B, H)."""
+    """A Python loop over a cell, h detached at random steps: x (T, B, I) -> output (T, B, H)."""
 
     def __init__(self, cell: nn.LSTMCell | TwoProductCell, detach_prob: float = 0.0):
         super().__init__()
@@ -57,14 +57,14 @@ class CellLoop(nn.Module):
 
 
 class Rows:
-    """A batch with a padded row a caption: captions and targets (R, T), longest first."""
+    """A batch with a padded row per caption: captions and targets (R, T), longest first."""
 
     def __init__(self, batch: Batch, device: torch.device):
-        sizes = torch.tensor(batch.batch_sizes)
-        captions, self.lengths = pad_packed_sequence(PackedSequence(batch.inputs, sizes), True, PAD)
+        inputs, sizes = batch.captions.inputs, torch.tensor(batch.captions.batch_sizes)
+        captions, self.lengths = pad_packed_sequence(PackedSequence(inputs, sizes), True, PAD)
         targets, _ = pad_packed_sequence(PackedSequence(batch.targets, sizes), True, PAD)
         self.captions, self.targets = captions.to(device), targets.to(device)
-        self.image = batch.image.to(device)
+        self.image = batch.captions.image.to(device)
 
 
 class AttendNet(nn.Module):
@@ -95,7 +95,7 @@ class AttendNet(nn.Module):
         return self.init_h(mean), self.init_c(mean)
 
     def attend(self, features: Tensor, keys: Tensor | None, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Gated context (n, D) and attention (n, L); projects the features unless given `keys`."""
+        """Return gated context (n, D) and attention (n, L); project the features without `keys`."""
         if keys is None:
             keys = self.encoder_att(features)  # (n, L, A)
         scores = self.full_att((keys + self.decoder_att(h).unsqueeze(1)).relu()).squeeze(2)
@@ -104,7 +104,7 @@ class AttendNet(nn.Module):
         return self.f_beta(h).sigmoid() * context, attention
 
     def step(self, words: Tensor, state: State, features: Tensor, keys: Tensor | None) -> State:
-        """The next (h, c) after `words` (n,)."""
+        """Return the next (h, c) after `words` (n,)."""
         context, _ = self.attend(features, keys, state[0])
         h, c = self.cell(torch.cat([self.embed(words), context], 1), state)
         return h, c
@@ -113,7 +113,7 @@ class AttendNet(nn.Module):
 def tutorial_attend(
     net: AttendNet, features: Tensor, rows: Rows, *, hoist: bool
 ) -> tuple[Tensor, Tensor]:
-    """Predictions (R, T, V) and attention (R, T, L); `hoist` projects the features once."""
+    """Return predictions (R, T, V), attention (R, T, L); `hoist` projects the features once."""
     copies = features[rows.image]  # (R, L, D)
     keys = net.encoder_att(copies) if hoist else None
     h, c = net.start(copies)
@@ -133,7 +133,7 @@ def tutorial_attend(
 def authors_attend(
     net: AttendNet, features: Tensor, rows: Rows, detach_prob: float
 ) -> tuple[Tensor, Tensor]:
-    """Predictions (R, T, V) and attention (R, T, L), every row to the longest caption."""
+    """Return predictions (R, T, V), attention (R, T, L); every row runs to the longest."""
     copies = features[rows.image]  # (R, L, D)
     h, c = net.start(copies)
     predictions, attentions = [], []
@@ -149,7 +149,7 @@ def authors_attend(
 
 
 class ShowTellNet(nn.Module):
-    """The picture as the first word of an LSTM."""
+    """The image as the first word of an LSTM."""
 
     def __init__(
         self, dim: int, vocabulary_size: int, size: int, recurrent: type[nn.Module] = nn.LSTM
@@ -162,13 +162,13 @@ class ShowTellNet(nn.Module):
         self.fc = nn.Linear(size, vocabulary_size)
 
     def inputs(self, features: Tensor, rows: Rows) -> Tensor:
-        """The picture and the words of every caption (R, 1 + T, E)."""
-        picture = self.image(features.mean(1)[rows.image])
-        return torch.cat([picture.unsqueeze(1), self.embed(rows.captions)], 1)
+        """Return the image and the words of every caption (R, 1 + T, E)."""
+        image = self.image(features.mean(1)[rows.image])
+        return torch.cat([image.unsqueeze(1), self.embed(rows.captions)], 1)
 
 
 def packed_show_tell(net: ShowTellNet, features: Tensor, rows: Rows) -> Tensor:
-    """Predictions (R, T, V) by nn.LSTM over packed captions, without h-detach."""
+    """Return predictions (R, T, V) of nn.LSTM over packed captions, without h-detach."""
     packed = pack_padded_sequence(net.inputs(features, rows), rows.lengths + 1, True)
     output, _ = pad_packed_sequence(net.recurrent(packed)[0], True)
     predictions: Tensor = net.fc(net.dropout(output[:, 1:]))
@@ -176,7 +176,7 @@ def packed_show_tell(net: ShowTellNet, features: Tensor, rows: Rows) -> Tensor:
 
 
 def authors_show_tell(net: ShowTellNet, features: Tensor, rows: Rows, detach_prob: float) -> Tensor:
-    """Predictions (R, T, V) by a loop over a cell, every row to the longest caption."""
+    """Return predictions (R, T, V) of a loop over a cell; every row runs to the longest."""
     x = net.inputs(features, rows)
     h = c = x.new_zeros(len(x), x.shape[2])
     predictions = []
@@ -190,14 +190,14 @@ def authors_show_tell(net: ShowTellNet, features: Tensor, rows: Rows, detach_pro
 
 
 def padded_loss(predictions: Tensor, attention: Tensor | None, rows: Rows) -> Tensor:
-    """Cross-entropy over padded predictions, the padding ignored, and the attention's penalty."""
+    """Return the cross-entropy of padded predictions without the padding, and the penalty."""
     logits = predictions.float().flatten(0, 1)
     loss = F.cross_entropy(logits, rows.targets.flatten(), ignore_index=PAD)
     return loss + _penalty(attention)
 
 
 def packed_loss(predictions: Tensor, attention: Tensor | None, rows: Rows) -> Tensor:
-    """The same, by packing the predictions first, as the tutorial does."""
+    """Return the same by packing the predictions first, as the tutorial does."""
     logits = pack_padded_sequence(predictions.float(), rows.lengths, True).data
     targets = pack_padded_sequence(rows.targets, rows.lengths, True).data
     return F.cross_entropy(logits, targets) + _penalty(attention)
@@ -211,8 +211,8 @@ def _penalty(attention: Tensor | None) -> Tensor | float:
 def beam_one_by_one(
     net: AttendNet, features: Tensor, beams: int, max_words: int
 ) -> list[list[int]]:
-    """The tutorial's search: one picture at a time, its features copied for each beam."""
-    return [_beam_of_one(net, picture, beams, max_words) for picture in features.split(1)]
+    """Search as the tutorial does: one image at a time, its features copied for each beam."""
+    return [_beam_of_one(net, image, beams, max_words) for image in features.split(1)]
 
 
 def _beam_of_one(net: AttendNet, features: Tensor, beams: int, max_words: int) -> list[int]:
@@ -245,22 +245,22 @@ def _beam_of_one(net: AttendNet, features: Tensor, beams: int, max_words: int) -
 
 @torch.no_grad()
 def beam_batched(net: AttendNet, features: Tensor, beams: int, max_words: int) -> list[list[int]]:
-    """All pictures at once, features and keys copied for each beam; an ended beam repeats EOS."""
-    pictures = len(features)
+    """Search all images at once, features copied for each beam; an ended beam repeats EOS."""
+    images = len(features)
     keys = net.encoder_att(features).repeat_interleave(beams, 0)
     rows = features.repeat_interleave(beams, 0)  # (B * K, L, D)
-    words = torch.full((pictures * beams,), BOS)
-    written = torch.empty(pictures * beams, 0, dtype=torch.long)
-    scores = torch.full((pictures, beams), -torch.inf)
+    words = torch.full((images * beams,), BOS)
+    written = torch.empty(images * beams, 0, dtype=torch.long)
+    scores = torch.full((images, beams), -torch.inf)
     scores[:, 0] = 0
     state = net.start(rows)
-    first = torch.arange(0, pictures * beams, beams).unsqueeze(1)
+    first = torch.arange(0, images * beams, beams).unsqueeze(1)
     for _ in range(max_words):
         state = net.step(words, state, rows, keys)
         log_probs = net.fc(state[0]).log_softmax(1)
         log_probs[words == EOS] = -torch.inf
         log_probs[words == EOS, EOS] = 0
-        totals = (scores.view(-1, 1) + log_probs).view(pictures, -1)
+        totals = (scores.view(-1, 1) + log_probs).view(images, -1)
         scores, flat = totals.topk(beams)  # (B, K)
         parent = (flat // log_probs.shape[1] + first).flatten()
         words = (flat % log_probs.shape[1]).flatten()
@@ -273,7 +273,7 @@ def beam_batched(net: AttendNet, features: Tensor, beams: int, max_words: int) -
 
 @torch.no_grad()
 def greedy(net: AttendNet, features: Tensor, max_words: int) -> list[list[int]]:
-    """The likeliest word at every step, all pictures at once, keys projected once."""
+    """Take the likeliest word at every step, all images at once, keys projected once."""
     keys = net.encoder_att(features)
     words = torch.full((len(features),), BOS)
     state, written = net.start(features), []
@@ -289,7 +289,7 @@ def _until_end(tokens: list[int]) -> list[int]:
 
 
 def plain_network(name: str) -> tuple[nn.Module, int]:
-    """The convolutions of an encoder as its library gives them, and the side of its pictures."""
+    """Return the convolutions of an encoder as its library has them, and its image size."""
     if name == "efficientnet_lite2":
         from efficientnet_lite_pytorch import EfficientNet
 
@@ -303,7 +303,7 @@ def plain_network(name: str) -> tuple[nn.Module, int]:
 
 @torch.no_grad()
 def plain_features(network: nn.Module, pixels: Tensor) -> Tensor:
-    """Features (B, L, D) of pixels uint8 (B, 3, S, S) in the default layout."""
+    """Return features (B, L, D) of pixels uint8 (B, 3, S, S) in the default layout."""
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     x: Tensor = network((pixels.float() / 255 - mean) / std)

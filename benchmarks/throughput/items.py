@@ -1,4 +1,4 @@
-"""The jobs that are measured, with their sizes."""
+"""The items: the jobs to measure, with their sizes."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from benchmarks.throughput.baselines import (
     plain_features,
     plain_network,
     tutorial_attend,
-)
+)  # fmt: skip
 from benchmarks.throughput.measure import OURS, Item, ItemMaker, Run
 from benchmarks.throughput.products import CoreSizes, DecoderSizes
 from captioner.config import DecodeConfig, EncoderConfig, ModelConfig, TrainConfig
 from captioner.data.dataset import Batch, pack
 from captioner.data.images import open_image
 from captioner.data.vocabulary import EOS, SPECIAL
-from captioner.model.decoder import Decoder, Teacher, make_decoder
+from captioner.model.decoder import Decoder, make_decoder
 from captioner.model.encoder import Encoder
 from captioner.model.fused.linear import PackedWeights
 from captioner.model.fused.linear import packed as packed_weights
@@ -56,11 +56,11 @@ PHOTO = ROOT / "checkpoints" / "samples" / "astronaut.jpg"
 CHECKPOINT = ROOT / "checkpoints" / "coco_flickr8k"
 
 QUICK_CORE = CoreSizes(3, 2, 4, 8, True)
-QUICK = DecoderSizes(pictures=2, captions=2, cells=4, dim=16, vocabulary=30, hidden=8)
+QUICK = DecoderSizes(images=2, captions=2, cells=4, dim=16, vocabulary=30, hidden=8)
 
 
 def core(sizes: CoreSizes, quick: bool, device: torch.device) -> Item:
-    """Forward and backward of one LSTM."""
+    """Measure forward and backward of one LSTM."""
     if quick:
         sizes = QUICK_CORE
     I, H = sizes.input_size, sizes.hidden
@@ -92,7 +92,7 @@ def core(sizes: CoreSizes, quick: bool, device: torch.device) -> Item:
 
 
 def train_attend(sizes: DecoderSizes, quick: bool, device: torch.device) -> Item:
-    """One training step of ShowAttendTell."""
+    """Measure one training step of ShowAttendTell."""
     sizes = QUICK if quick else sizes
     batch = _batch(sizes)
 
@@ -109,20 +109,20 @@ def train_attend(sizes: DecoderSizes, quick: bool, device: torch.device) -> Item
 
     return Item(
         unit="captions",
-        units=sizes.pictures * sizes.captions,
+        units=sizes.images * sizes.captions,
         sides={
             OURS: partial(_our_training, "show_attend_tell", sizes, batch, device),
             AUTHORS: partial(side, authors, TwoProductCell),
             "tutorial": partial(side, partial(tutorial, False)),
             "tutorial, keys hoisted": partial(side, partial(tutorial, True)),
         },
-        flops=products.train_show_attend_tell(sizes, len(batch.inputs), DETACH),
+        flops=products.train_show_attend_tell(sizes, len(batch.targets), DETACH),
         memory=sizes.cells == 196,
     )
 
 
 def train_show_tell(sizes: DecoderSizes, quick: bool, device: torch.device) -> Item:
-    """One training step of ShowTell."""
+    """Measure one training step of ShowTell."""
     sizes = QUICK if quick else sizes
     batch = _batch(sizes)
 
@@ -139,30 +139,30 @@ def train_show_tell(sizes: DecoderSizes, quick: bool, device: torch.device) -> I
 
     return Item(
         unit="captions",
-        units=sizes.pictures * sizes.captions,
+        units=sizes.images * sizes.captions,
         sides={
             OURS: partial(_our_training, "show_tell", sizes, batch, device),
             AUTHORS: partial(side, authors, TwoProductCell),
             "packed nn.LSTM": partial(side, packed, partial(nn.LSTM, batch_first=True)),
         },
-        flops=products.train_show_tell(sizes, len(batch.inputs), DETACH),
+        flops=products.train_show_tell(sizes, len(batch.targets), DETACH),
     )
 
 
 def train_adaptive(sizes: DecoderSizes, quick: bool, device: torch.device) -> Item:
-    """One training step of the decoder with adaptive attention."""
+    """Measure one training step of the decoder with adaptive attention."""
     sizes = QUICK if quick else sizes
     batch = _batch(sizes)
     return Item(
         unit="captions",
-        units=sizes.pictures * sizes.captions,
+        units=sizes.images * sizes.captions,
         sides={OURS: partial(_our_training, "adaptive", sizes, batch, device)},
-        flops=products.train_adaptive(sizes, len(batch.inputs), DETACH),
+        flops=products.train_adaptive(sizes, len(batch.targets), DETACH),
     )
 
 
 def find_captions(beams: int, sizes: DecoderSizes, quick: bool, device: torch.device) -> Item:
-    """Search with `beams` hypotheses, every caption to the last of its words."""
+    """Measure a search with `beams` hypotheses; no caption ends before MAX_WORDS."""
     sizes = QUICK if quick else sizes
     features = _features(sizes)
 
@@ -189,7 +189,7 @@ def find_captions(beams: int, sizes: DecoderSizes, quick: bool, device: torch.de
         plain = {"batched loop": partial(greedy, max_words=MAX_WORDS)}
     return Item(
         unit="images",
-        units=sizes.pictures,
+        units=sizes.images,
         sides={OURS: ours, **{name: partial(side, find) for name, find in plain.items()}},
         flops=products.search_show_attend_tell(sizes, beams, MAX_WORDS),
         memory=beams > 1,
@@ -197,10 +197,10 @@ def find_captions(beams: int, sizes: DecoderSizes, quick: bool, device: torch.de
 
 
 def encode(name: str, quick: bool, device: torch.device) -> Item:
-    """Features of pictures by an encoder with random weights."""
+    """Measure an encoder with random weights."""
     network, side = plain_network(name)
-    pictures = 1 if quick else 8
-    pixels = torch.randint(0, 256, (pictures, 3, side, side), dtype=torch.uint8)
+    images = 1 if quick else 8
+    pixels = torch.randint(0, 256, (images, 3, side, side), dtype=torch.uint8)
 
     def ours() -> Run:
         encoder = Encoder(EncoderConfig(name=name, weights="none"))
@@ -208,14 +208,14 @@ def encode(name: str, quick: bool, device: torch.device) -> Item:
 
     return Item(
         unit="images",
-        units=pictures,
+        units=images,
         sides={OURS: ours, "default layout": lambda: partial(plain_features, network, pixels)},
         flops=_flops_of(lambda: plain_features(network, pixels)),
     )
 
 
 def photo(quick: bool, device: torch.device) -> Item:
-    """From a photograph's file to its caption, with the shipped checkpoint."""
+    """Measure the way from an image file to its caption, with the shipped checkpoint."""
     model = load(CHECKPOINT)
     weights = PackedWeights(model.decoder)
 
@@ -246,9 +246,9 @@ def photo(quick: bool, device: torch.device) -> Item:
     )
 
 
-_GRID7 = DecoderSizes(pictures=16, captions=5, cells=49, dim=2048, vocabulary=9490, hidden=512)
-_GRID14 = DecoderSizes(pictures=16, captions=5, cells=196, dim=2048, vocabulary=9490, hidden=512)
-_POOLED = DecoderSizes(pictures=16, captions=5, cells=1, dim=2048, vocabulary=9490, hidden=512)
+_GRID7 = DecoderSizes(images=16, captions=5, cells=49, dim=2048, vocabulary=9490, hidden=512)
+_GRID14 = DecoderSizes(images=16, captions=5, cells=196, dim=2048, vocabulary=9490, hidden=512)
+_POOLED = DecoderSizes(images=16, captions=5, cells=1, dim=2048, vocabulary=9490, hidden=512)
 
 ITEMS: dict[str, ItemMaker] = {
     "core-copying": partial(core, CoreSizes(320, 100, 1, 128, False)),
@@ -264,7 +264,7 @@ ITEMS: dict[str, ItemMaker] = {
     "encoder-resnet50": partial(encode, "resnet50"),
     "photo": photo,
 }
-FILES = {"photo": (PHOTO, CHECKPOINT)}  # what an item reads
+FILES = {"photo": (PHOTO, CHECKPOINT)}  # read by an item
 GPU_ITEMS = tuple(name for name in ITEMS if name.startswith(("core-", "train-")))
 
 
@@ -272,12 +272,11 @@ def _our_training(decoder: Any, sizes: DecoderSizes, batch: Batch, device: torch
     H = sizes.hidden
     model = ModelConfig(decoder, embed_dim=H, hidden_dim=H, attention_dim=H, dropout=DROPOUT)
     net = make_decoder(model, sizes.vocabulary, sizes.dim).to(device)
-    features, targets = batch.features.to(device), batch.targets.to(device)
-    teacher = Teacher(batch.inputs.to(device), batch.batch_sizes, batch.image.to(device))
+    batch = batch.to(device)
 
     def loss() -> Tensor:
-        prediction = net(features, teacher, detach_prob=DETACH)
-        return caption_loss(prediction, targets, batch.batch_sizes, TrainConfig())[0]
+        prediction = net(batch.features, batch.captions, detach_prob=DETACH)
+        return caption_loss(prediction, batch.targets, batch.captions.batch_sizes, TrainConfig())[0]
 
     return _training_step(net, make_optimizer(TrainConfig(), net), loss, device)
 
@@ -287,11 +286,9 @@ def _plain_training(net: nn.Module, loss: Callable[[], Tensor], device: torch.de
 
 
 def _training_step(
-    net: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    loss: Callable[[], Tensor],
+    net: nn.Module, optimizer: torch.optim.Optimizer, loss: Callable[[], Tensor],
     device: torch.device,
-) -> Run:
+) -> Run:  # fmt: skip
     net.train()
 
     def run() -> None:
@@ -326,13 +323,13 @@ def _precision(device: torch.device) -> AbstractContextManager[object]:
 
 def _features(sizes: DecoderSizes) -> Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(sizes.pictures, sizes.cells, sizes.dim, generator=generator).relu()
+    return torch.randn(sizes.images, sizes.cells, sizes.dim, generator=generator).relu()
 
 
 def _batch(sizes: DecoderSizes) -> Batch:
-    """Random captions of about 10.5 words, at most MAX_WORDS, as in COCO."""
+    """Make random captions of about 10.5 words, at most MAX_WORDS, as in COCO."""
     generator = torch.Generator().manual_seed(2)
-    shape = (sizes.pictures, sizes.captions)
+    shape = (sizes.images, sizes.captions)
     lengths = (torch.randn(shape, generator=generator) * 2.4 + 10.5).round().clamp(5, MAX_WORDS)
     captions = [
         [
@@ -350,7 +347,7 @@ def _never_end(out: nn.Linear) -> None:
 
 
 def _flops_of(run: Run) -> float:
-    """Operations of the products and convolutions of a run."""
+    """Count the operations of the products and convolutions of a run."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:

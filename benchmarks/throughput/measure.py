@@ -1,6 +1,6 @@
-"""Measure one item: our side and the baselines in turn, every round, and the machine beside them.
+"""Measure one item: ours and the baselines in turn, round by round, and sgemm beside them.
 
-On a CPU the time is that of the processor (one thread); on a GPU it is the wall's.
+The time is CPU time (one thread) on a CPU and wall time on a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TypeAlias
 import torch
 
 OURS = "captioner"
-CORE_GFLOPS = 65.0  # sgemm of the core that the absolute bars were set for
+CORE_GFLOPS = 65.0  # sgemm of the core for which the absolute bars were set
 SEED = 0
 
 Run: TypeAlias = Callable[[], object]
@@ -28,13 +28,13 @@ Run: TypeAlias = Callable[[], object]
 
 @dataclass(frozen=True)
 class Item:
-    """One job, and the ways to do it."""
+    """One job, and the implementations of it."""
 
     unit: str
-    units: int  # done by one run
+    units: int  # per run
     sides: dict[str, Callable[[], Run]]  # makers of runs, ours first
-    flops: float = 0.0  # products that one run must do; 0 if not counted
-    memory: bool = False  # whether the growth of memory is asked for
+    flops: float = 0.0  # of the products that a run requires; 0 if not counted
+    memory: bool = False  # measure the growth of memory
     stages: Callable[[], Callable[[], dict[str, float]]] | None = None  # seconds of each stage
 
 
@@ -56,14 +56,14 @@ class Figure:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of one item."""
+    """The figures of one item."""
 
     name: str
     unit: str
-    speeds: dict[str, Figure]  # units a second, ours first
+    speeds: dict[str, Figure]  # units per second, ours first
     gemm: Figure  # GFLOP/s of one large matrix product
     flops_per_unit: float
-    memory_mb: dict[str, float]  # peak growth of each side, where asked
+    memory_mb: dict[str, float]  # peak growth of each side
     stages_ms: dict[str, Figure]
 
     @property
@@ -79,12 +79,12 @@ class Result:
         return max(self.baselines, key=lambda side: self.speeds[side].median, default=None)
 
     def ratio(self, baseline: str | None) -> float | None:
-        """Our speed over that of a baseline."""
+        """Return our speed over that of a baseline."""
         return self.ours.median / self.speeds[baseline].median if baseline else None
 
     @property
     def bound(self) -> float | None:
-        """Units a second if only the products counted, at the speed measured beside them."""
+        """Units per second if only the products took time, at the speed measured beside them."""
         return self.gemm.median * 1e9 / self.flops_per_unit if self.flops_per_unit else None
 
     @property
@@ -93,20 +93,15 @@ class Result:
 
     @property
     def scaled(self) -> float:
-        """Our speed on a core of CORE_GFLOPS, as if all of it went with the products."""
+        """Our speed on a core of CORE_GFLOPS, if all of it scaled with the products."""
         return self.ours.median * CORE_GFLOPS / self.gemm.median
 
 
 def measure(
-    name: str,
-    make: ItemMaker,
-    *,
-    rounds: int,
-    quick: bool,
-    device: torch.device,
+    name: str, make: ItemMaker, *, rounds: int, quick: bool, device: torch.device,
     after_round: Callable[[], object],
-) -> Result:
-    """Measure an item in `rounds` rounds after one to warm up, the sides in changing order."""
+) -> Result:  # fmt: skip
+    """Measure an item in `rounds` rounds after one to warm up, the sides in alternating order."""
     item = make(quick, device)
     runs = {side: _seeded(build) for side, build in item.sides.items()}
     split = item.stages() if item.stages else None
@@ -115,14 +110,16 @@ def measure(
     seconds: list[dict[str, float]] = []
     stages: list[dict[str, float]] = []
     gemm = []
-    for number in range(rounds + 1):
-        sides = list(runs) if number % 2 else list(runs)[::-1]
-        seconds.append({side: _seconds(runs[side], device) for side in sides})
-        stages.append(split() if split else {})
-        gemm.append(matrix_product_gflops(device))
-        after_round()
-    gc.unfreeze()
-    del runs, split  # a side's memory must not be missing to the processes measured below
+    try:
+        for number in range(rounds + 1):
+            sides = list(runs) if number % 2 else list(runs)[::-1]
+            seconds.append({side: _seconds(runs[side], device) for side in sides})
+            stages.append(split() if split else {})
+            gemm.append(matrix_product_gflops(device))
+            after_round()
+    finally:
+        gc.unfreeze()
+    del runs, split  # free their memory for the processes measured below
     sides_asked = item.sides if item.memory and device.type == "cpu" else {}
     growths = {side: growth(make, quick, side) for side in sides_asked}
     return Result(
@@ -142,7 +139,7 @@ def measure(
 
 
 def matrix_product_gflops(device: torch.device) -> float:
-    """Speed of one large square product, the best of several."""
+    """Return the speed of one large square product, the best of several."""
     on_gpu = device.type == "cuda"
     size, dtype = (8192, torch.bfloat16) if on_gpu else (1024, torch.float32)
     left, right = torch.rand(2, size, size, device=device, dtype=dtype)
@@ -152,12 +149,13 @@ def matrix_product_gflops(device: torch.device) -> float:
 
 def _seconds(run: Run, device: torch.device) -> float:
     gc.collect()
-    start = _clock(device)
+    start = clock(device)
     run()
-    return _clock(device) - start
+    return clock(device) - start
 
 
-def _clock(device: torch.device) -> float:
+def clock(device: torch.device) -> float:
+    """Return wall time after all work on a GPU, CPU time on a CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         return time.perf_counter()
@@ -170,10 +168,10 @@ def _seeded(build: Callable[[], Run]) -> Run:
 
 
 def growth(make: ItemMaker, quick: bool, side: str) -> float | None:
-    """Peak growth of memory (MB) in the first two runs of a side, in a process of its own.
+    """Return the peak growth of memory (MB) in the first two runs, in a process of its own.
 
-    The model and its data are there before; gradients and the optimizer's state come with the runs.
-    None where the system does not tell.
+    The model and its data exist before; gradients and optimizer state come with the runs. None if
+    the system does not report it.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_growth_here, make, quick, side).result()
@@ -182,11 +180,11 @@ def growth(make: ItemMaker, quick: bool, side: str) -> float | None:
 def _growth_here(make: ItemMaker, quick: bool, side: str) -> float | None:
     torch.set_num_threads(1)
     cpu = torch.device("cpu")
-    _seeded(make(True, cpu).sides[side])()  # loads the libraries' code
+    _seeded(make(True, cpu).sides[side])()  # loads the libraries
     run = _seeded(make(quick, cpu).sides[side])
     gc.collect()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _memory_mb("VmRSS")
         run()
         run()

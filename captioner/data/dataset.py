@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import TypeAlias
@@ -15,6 +15,7 @@ from torch import Tensor
 from captioner.data.feature_store import FeatureStore
 from captioner.data.vocabulary import BOS, EOS, Vocabulary, tokenize
 from captioner.errors import DataError
+from captioner.model.decoder import PackedCaptions
 
 # Features of the examples at some indices, mirrored where it says so.
 Reader: TypeAlias = Callable[[Sequence[int], Sequence[bool]], Tensor]
@@ -38,12 +39,19 @@ class Batch:
     """Pictures and their captions, packed by time step, longest caption first."""
 
     features: Tensor  # (B, L, D) float32, or what else the data set's reader gives
-    inputs: Tensor  # (tokens,) BOS w1 .. wn
+    captions: PackedCaptions
     targets: Tensor  # (tokens,) w1 .. wn EOS
-    batch_sizes: list[int]  # rows alive at each step
-    image: Tensor  # (rows,) picture of each row
-    order: Tensor  # (rows,) number of each row's caption, counted picture by picture
+    order: Tensor  # (captions,) number of each packed caption, counted image by image
     examples: Sequence[int] = ()  # of the data set, one for each picture
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch with features, captions and targets on `device`."""
+        return replace(
+            self,
+            features=self.features.to(device),
+            captions=self.captions.to(device),
+            targets=self.targets.to(device),
+        )
 
 
 class CaptionDataset:
@@ -201,10 +209,12 @@ def pack(
     ]
     return Batch(
         features=features,
-        inputs=torch.tensor(inputs),
+        captions=PackedCaptions(
+            inputs=torch.tensor(inputs),
+            batch_sizes=batch_sizes,
+            image=torch.tensor([image for _, image, _ in rows]),
+        ),
         targets=torch.tensor(targets),
-        batch_sizes=batch_sizes,
-        image=torch.tensor([image for _, image, _ in rows]),
         order=torch.tensor(order),
         examples=examples,
     )

@@ -7,11 +7,14 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
-
-from nltk.tokenize import RegexpTokenizer
+from typing import TYPE_CHECKING
 
 from captioner.errors import DataError
+
+if TYPE_CHECKING:
+    from nltk.tokenize import RegexpTokenizer
 
 PAD, BOS, EOS, UNK = range(4)
 UNWRITTEN = [PAD, BOS, UNK]  # what no caption is ever given; and none begins with EOS
@@ -28,7 +31,7 @@ BAD_ENDINGS = (
 )  # fmt: skip
 
 # A word may hold apostrophes and hyphens inside it (dog's, t-shirt), as COCO's PTB tokens do.
-_TOKENIZER = RegexpTokenizer(r"\w+(?:[-'’]\w+)*")  # noqa: RUF001
+_WORD = r"\w+(?:[-'’]\w+)*"  # noqa: RUF001
 
 # Scripts that are written without spaces between words: Thai, Lao, Burmese, Khmer, Chinese and
 # Japanese.
@@ -42,7 +45,14 @@ _SPACE_BETWEEN_UNSPACED = re.compile(f"(?<=[{_UNSPACED}]) (?=[{_UNSPACED}])")
 
 def tokenize(caption: str) -> list[str]:
     """Split a caption into lower-case words without punctuation."""
-    return list(_TOKENIZER.tokenize(unicodedata.normalize("NFC", caption.lower())))
+    return list(_tokenizer().tokenize(unicodedata.normalize("NFC", caption.lower())))
+
+
+@cache
+def _tokenizer() -> RegexpTokenizer:
+    from nltk.tokenize import RegexpTokenizer  # slow to import, through pandas and scipy
+
+    return RegexpTokenizer(_WORD)
 
 
 def characters(caption: str) -> str:

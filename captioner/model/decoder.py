@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from captioner.config import ModelConfig
 from captioner.data.vocabulary import SPECIAL
 from captioner.model.attention import AdditiveScores, Places
-from captioner.model.fused.attend_lstm import AttendRecurrence, Rows
+from captioner.model.fused.attend_lstm import AttendRecurrence
 from captioner.model.fused.linear import Linear, linear
 from captioner.model.lstm import HDetachLSTM, State, draw_blocked
 
@@ -34,12 +34,21 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """Captions to learn, packed by time step, longest first."""
+class PackedCaptions:
+    """Captions packed by time step, longest first, as in torch's PackedSequence."""
 
     inputs: Tensor  # (tokens,) BOS w1 .. wn
-    batch_sizes: list[int]  # rows alive at each step
-    image: Tensor  # (rows,) picture of each row
+    batch_sizes: list[int]  # captions alive at each step
+    image: Tensor  # (captions,) index of each caption's image
+
+    @property
+    def image_of_token(self) -> Tensor:
+        """The image index of each token: (tokens,)."""
+        return torch.cat([self.image[:size] for size in self.batch_sizes])
+
+    def to(self, device: torch.device) -> PackedCaptions:
+        """Return the captions on `device`."""
+        return PackedCaptions(self.inputs.to(device), self.batch_sizes, self.image.to(device))
 
 
 @dataclass(frozen=True)
@@ -81,10 +90,10 @@ class Attributes(nn.Module):
         logits = self.detect(features.mean(1))
         return logits, self.embed(logits.sigmoid())
 
-    def present(self, teacher: Teacher, images: int) -> Tensor:
+    def present(self, captions: PackedCaptions, images: int) -> Tensor:
         """Return which attributes the captions of each image hold: (B, K) of 0 and 1."""
-        image = torch.cat([teacher.image[:size] for size in teacher.batch_sizes])
-        attribute = teacher.inputs - len(SPECIAL)
+        image = captions.image_of_token
+        attribute = captions.inputs - len(SPECIAL)
         known = (attribute >= 0) & (attribute < self.detect.out_features)
         present = self.detect.weight.new_zeros(images, self.detect.out_features)
         present[image[known], attribute[known]] = 1
@@ -131,29 +140,29 @@ class ShowTell(nn.Module):
     def forward(
         self,
         features: Tensor,
-        teacher: Teacher,
+        captions: PackedCaptions,
         *,
         detach_prob: float = 0.0,
         detach_attention: bool = False,
         sampling_prob: float = 0.0,
     ) -> Prediction:
-        """Logits for every token of the teacher's captions.
+        """Logits for every token of the captions.
 
         detach_prob blocks h in the LSTM (h-detach); detach_attention has no meaning here;
         sampling_prob is the share of input words replaced by the model's own (scheduled sampling).
         """
-        rows = len(teacher.image)
-        sizes = [rows, *teacher.batch_sizes]
+        rows = len(captions.image)
+        sizes = [rows, *captions.batch_sizes]
         blocked = draw_blocked(len(sizes), detach_prob)
-        picture = self._memory(features).values[teacher.image]  # (rows, E)
+        picture = self._memory(features).values[captions.image]  # (rows, E)
         if sampling_prob == 0:
-            x = torch.cat([picture, self.dropout(self.embed(teacher.inputs))])
+            x = torch.cat([picture, self.dropout(self.embed(captions.inputs))])
             output, _, _ = self.core.run(x, sizes, None, blocked)
             return Prediction(self.dropout(output[rows:]), self.out, None)
 
         _, (h, c) = self.core(picture.unsqueeze(0), blocked=blocked[:1])
         hidden: list[Tensor] = []
-        for t, tokens in enumerate(teacher.inputs.split(teacher.batch_sizes)):
+        for t, tokens in enumerate(captions.inputs.split(captions.batch_sizes)):
             size = len(tokens)
             tokens = _own_words(tokens, self.out(hidden[-1]) if hidden else None, sampling_prob)
             x = self.dropout(self.embed(tokens)).unsqueeze(0)
@@ -231,56 +240,64 @@ class ShowAttendTell(nn.Module):
     def forward(
         self,
         features: Tensor,
-        teacher: Teacher,
+        captions: PackedCaptions,
         *,
         detach_prob: float = 0.0,
         detach_attention: bool = False,
         sampling_prob: float = 0.0,
     ) -> Prediction:
-        """Logits and attention for every token of the teacher's captions.
+        """Logits and attention for every token of the captions.
 
         detach_prob blocks h on its way into the LSTM (h-detach), and with detach_attention also on
         its way into the attention; sampling_prob is the share of input words replaced by the
         model's own (scheduled sampling).
         """
         memory, (h, c) = self.start(features)
-        blocked = draw_blocked(len(teacher.batch_sizes), detach_prob).tolist()
-        rows = Rows(teacher.image, teacher.batch_sizes, blocked, detach_attention)
-        state = (h[rows.image], c[rows.image])
-        words = _words(self, memory, teacher.inputs, _image_of_token(teacher))
+        state = (h[captions.image], c[captions.image])
+        blocked = draw_blocked(len(captions.batch_sizes), detach_prob).tolist()
+        words = _words(self, memory, captions.inputs, captions.image_of_token)
         if self.fused and sampling_prob == 0 and _fusible(words):
-            hidden, context, attention = self._fused(words, memory, state, rows)
+            hidden, context, attention = self._fused(
+                words, memory, state, captions, blocked, detach_attention
+            )
         else:
             words, hidden, context, attention = self._define(
-                teacher, words, memory, state, rows, sampling_prob
+                words, memory, state, captions, blocked, detach_attention, sampling_prob
             )
-        attributes = _attributes(self, memory, teacher)
+        attributes = _attributes(self, memory, captions)
         return Prediction(self._deep(words, hidden, context), self.out, attention, attributes)
 
     def _fused(
-        self, words: Tensor, memory: Memory, state: State, rows: Rows
+        self,
+        words: Tensor,
+        memory: Memory,
+        state: State,
+        captions: PackedCaptions,
+        blocked: list[bool],
+        detach_attention: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         out: tuple[Tensor, Tensor, Tensor] = AttendRecurrence.apply(
             words, memory.keys, memory.values, *state, self.query.weight, self.gate.weight,
             self.gate.bias, self.score, self.core.weight_ih_l0, self.core.weight_hh_l0,
-            self.core.bias_ih_l0 + self.core.bias_hh_l0, rows,
+            self.core.bias_ih_l0 + self.core.bias_hh_l0, captions, blocked, detach_attention,
         )  # fmt: skip
         return out
 
     def _define(
         self,
-        teacher: Teacher,
         words: Tensor,
         memory: Memory,
         state: State,
-        rows: Rows,
+        captions: PackedCaptions,
+        blocked: list[bool],
+        detach_attention: bool,
         sampling_prob: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The definition, step by step; also the words fed, the model's own among them."""
-        sizes, (h, c) = rows.batch_sizes, state
-        places = Places.of(rows.image, len(memory.values))
+        sizes, (h, c) = captions.batch_sizes, state
+        places = Places.of(captions.image, len(memory.values))
         gates = self._word_gates(words).split(sizes)
-        tokens = teacher.inputs.split(sizes)
+        tokens = captions.inputs.split(sizes)
         own: Tensor | None = None  # the last step's logits; computed for scheduled sampling only
         fed, hidden, contexts, attentions = [], [], [], []
         for t, (size, word) in enumerate(zip(sizes, words.split(sizes), strict=True)):
@@ -288,11 +305,13 @@ class ShowAttendTell(nn.Module):
             gate = gates[t]
             if sampling_prob and t:
                 fed_back = _own_words(tokens[t], own, sampling_prob)
-                word = _words(self, memory, fed_back, rows.image[:size])
+                word = _words(self, memory, fed_back, captions.image[:size])
                 gate = self._word_gates(word)
-            query = h.detach() if rows.blocked[t] and rows.detach_attention else h
-            context, attention = self._attend(memory, query, rows.image[:size], places.first(size))
-            h, c = self._recur(gate, context, (h, c), rows.blocked[t])
+            query = h.detach() if blocked[t] and detach_attention else h
+            context, attention = self._attend(
+                memory, query, captions.image[:size], places.first(size)
+            )
+            h, c = self._recur(gate, context, (h, c), blocked[t])
             if sampling_prob:
                 own = self.out(self._deep(word, h, context))
             fed.append(word)
@@ -382,25 +401,25 @@ class Adaptive(nn.Module):
     def forward(
         self,
         features: Tensor,
-        teacher: Teacher,
+        captions: PackedCaptions,
         *,
         detach_prob: float = 0.0,
         detach_attention: bool = False,
         sampling_prob: float = 0.0,
     ) -> Prediction:
-        """Logits for every token of the teacher's captions.
+        """Logits for every token of the captions.
 
         detach_prob blocks h in the LSTM (h-detach); detach_attention has no meaning here, since the
         attention is no part of the recurrence; sampling_prob is the share of input words replaced
         by the model's own (scheduled sampling).
         """
         memory, (h, c) = self.start(features)
-        h, c = h[teacher.image], c[teacher.image]
-        sizes = teacher.batch_sizes
+        h, c = h[captions.image], c[captions.image]
+        sizes = captions.batch_sizes
         blocked = draw_blocked(len(sizes), detach_prob)
         if sampling_prob == 0:
-            image = torch.cat([teacher.image[:size] for size in sizes])
-            x = self._inputs(memory, teacher.inputs, image)
+            image = captions.image_of_token
+            x = self._inputs(memory, captions.inputs, image)
             output, cells, _ = self.core.run(x, sizes, (h[None], c[None]), blocked, with_cells=True)
             assert cells is not None
             steps = [h, *output.split(sizes)]
@@ -409,8 +428,8 @@ class Adaptive(nn.Module):
             return Prediction(self.dropout(seen + output), self.out, None)
 
         hidden: list[Tensor] = []
-        for t, tokens in enumerate(teacher.inputs.split(sizes)):
-            before, c, image = h[: len(tokens)], c[: len(tokens)], teacher.image[: len(tokens)]
+        for t, tokens in enumerate(captions.inputs.split(sizes)):
+            before, c, image = h[: len(tokens)], c[: len(tokens)], captions.image[: len(tokens)]
             tokens = _own_words(tokens, self.out(hidden[-1]) if hidden else None, sampling_prob)
             x = self._inputs(memory, tokens, image)
             h, c = self.core.step(self.core.input_gates(x), (before, c), bool(blocked[t]))
@@ -492,29 +511,29 @@ class UpDown(nn.Module):
     def forward(
         self,
         features: Tensor,
-        teacher: Teacher,
+        captions: PackedCaptions,
         *,
         detach_prob: float = 0.0,
         detach_attention: bool = False,
         sampling_prob: float = 0.0,
     ) -> Prediction:
-        """Logits and attention for every token of the teacher's captions.
+        """Logits and attention for every token of the captions.
 
         detach_prob blocks h on its way into each LSTM's own next step (h-detach), and with
         detach_attention also the language LSTM's h on its way into the attention LSTM;
         sampling_prob is the share of input words replaced by the model's own (scheduled sampling).
         """
         memory, (h, c) = self.start(features)
-        sizes = teacher.batch_sizes
+        sizes = captions.batch_sizes
         blocked = draw_blocked(len(sizes), detach_prob).tolist()
-        places = Places.of(teacher.image, len(memory.values))
-        (h1, h2), (c1, c2) = (part[teacher.image].unbind(1) for part in (h, c))
-        gates = self._known_gates(memory, teacher.inputs, _image_of_token(teacher)).split(sizes)
-        tokens = teacher.inputs.split(sizes)
+        places = Places.of(captions.image, len(memory.values))
+        (h1, h2), (c1, c2) = (part[captions.image].unbind(1) for part in (h, c))
+        gates = self._known_gates(memory, captions.inputs, captions.image_of_token).split(sizes)
+        tokens = captions.inputs.split(sizes)
         hidden: list[Tensor] = []
         attentions: list[Tensor] = []
         for t, size in enumerate(sizes):
-            image, gate = teacher.image[:size], gates[t]
+            image, gate = captions.image[:size], gates[t]
             if sampling_prob and t:
                 fed_back = _own_words(tokens[t], self.out(hidden[-1]), sampling_prob)
                 gate = self._known_gates(memory, fed_back, image)
@@ -528,7 +547,7 @@ class UpDown(nn.Module):
             torch.cat(hidden),
             self.out,
             torch.cat(attentions),
-            _attributes(self, memory, teacher),
+            _attributes(self, memory, captions),
         )
 
     def _known_gates(self, memory: Memory, tokens: Tensor, image: Tensor) -> Tensor:
@@ -599,16 +618,12 @@ def _words(
     return words if memory.attributes is None else words + memory.attributes[image]
 
 
-def _image_of_token(teacher: Teacher) -> Tensor:
-    return torch.cat([teacher.image[:size] for size in teacher.batch_sizes])
-
-
 def _attributes(
-    decoder: ShowAttendTell | UpDown, memory: Memory, teacher: Teacher
+    decoder: ShowAttendTell | UpDown, memory: Memory, captions: PackedCaptions
 ) -> tuple[Tensor, Tensor] | None:
     if decoder.attributes is None or memory.detected is None:
         return None
-    return memory.detected, decoder.attributes.present(teacher, len(memory.values))
+    return memory.detected, decoder.attributes.present(captions, len(memory.values))
 
 
 def _own_words(tokens: Tensor, logits: Tensor | None, prob: float) -> Tensor:

@@ -15,7 +15,6 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision import models
 
 from captioner.config import EncoderConfig
 from captioner.errors import ConfigError
@@ -158,6 +157,8 @@ def names_a_file(config: EncoderConfig) -> bool:
         return False
     if config.name not in TORCHVISION:
         return True
+    from torchvision import models  # slow to import, and EfficientNet-Lite does without
+
     return config.weights not in models.get_model_weights(config.name).__members__
 
 
@@ -205,6 +206,8 @@ def _lite_body(network: Any) -> nn.Sequential:
 
 
 def _torchvision(config: EncoderConfig) -> tuple[nn.Sequential, int]:
+    from torchvision import models  # slow to import, and EfficientNet-Lite does without
+
     choices = models.get_model_weights(config.name)
     file = None
     if config.weights == "none":
@@ -235,6 +238,8 @@ def _torchvision(config: EncoderConfig) -> tuple[nn.Sequential, int]:
 
 def _grid_part(network: Any) -> nn.Sequential:
     """The layers before the global pooling, as a chain of blocks."""
+    from torchvision import models  # slow to import, and EfficientNet-Lite does without
+
     if isinstance(network, models.ResNet):
         return nn.Sequential(*list(network.children())[:-2])
     if isinstance(network, models.RegNet):

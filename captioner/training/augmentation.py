@@ -1,4 +1,4 @@
-"""Photographs as a data set's reader: augmented, through the frozen part of a CNN, ahead of use."""
+"""Augment training images and run the frozen part of the CNN on them, ahead of their use."""
 
 from __future__ import annotations
 
@@ -18,50 +18,41 @@ from tqdm import tqdm
 
 from captioner.data.dataset import CaptionDataset, Reader
 from captioner.data.images import open_image
-from captioner.errors import DataError
 from captioner.model.encoder import Encoder
 
 Item = TypeVar("Item")
 
-_CROP = 0.2  # at most this share of a side is cut away
+_CROP = 0.2  # at most this share of a side is cropped
 _LIGHT = 0.2  # brightness and contrast change by at most this share
 _BATCHES_AHEAD = 2
-_PICTURES_AT_ONCE = 16
-_KEPT_BYTES = 4 << 30
+_ENCODED_AT_ONCE = 16  # images
+_CACHE_BYTES = 4 << 30
 
 
-class Photographs:
-    """Reads the images of a data set for an encoder that learns or sees them augmented.
+class AugmentedImages:
+    """Reads the images of a data set, augmented or as they are, through an encoder.
 
-    `folder` holds them, or one folder for each data folder of the data set. What the encoder sees
-    of each image is read once and kept, where all of it takes less than 4 GiB.
-    Raises DataError, one line, for an image that cannot be read.
+    `folders` holds the images of each data folder of the data set. The preprocessed images are
+    read once and cached, if all of them take less than 4 GiB.
+    Raises DataError for an image that cannot be read.
     """
 
-    def __init__(self, folder: Path | Sequence[Path], dataset: CaptionDataset, encoder: Encoder):
-        self._folders = [folder] if isinstance(folder, Path) else list(folder)
-        self._dataset, self._encoder = dataset, encoder
-        for number, own in enumerate(self._folders):
-            first = own / dataset.examples[dataset.folder_of.index(number)].image
-            if not first.is_file():
-                raise DataError(
-                    f"no photograph at {first}; give the folder that holds the photographs as "
-                    "--images"
-                )
+    def __init__(self, folders: Sequence[Path], dataset: CaptionDataset, encoder: Encoder):
+        self._folders, self._dataset, self._encoder = folders, dataset, encoder
         self._pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
         shape = (len(dataset), 3, encoder.image_size, encoder.image_size)
-        self._kept: Tensor | None = None  # (N, 3, S, S)
-        if math.prod(shape) <= _KEPT_BYTES:
-            self._kept = torch.empty(shape, dtype=torch.uint8, device=encoder.mean.device)
-        self._known = [False] * len(dataset)
+        self._cache: Tensor | None = None  # (N, 3, S, S)
+        if math.prod(shape) <= _CACHE_BYTES:
+            self._cache = torch.empty(shape, dtype=torch.uint8, device=encoder.mean.device)
+        self._cached = [False] * len(dataset)
 
     def augmented(self, seed: int) -> Reader:
-        """A reader of what the frozen part of the encoder makes of augmented images.
+        """Return a reader of augmented images, after the frozen part of the encoder.
 
-        Each image is cut by at most a fifth of its width and height, made lighter or darker, and
-        mirrored where asked; its colours stay, because captions name them. The same seed changes an
-        image in the same way, whatever is read before it. Where nothing of the encoder learns, the
-        reader gives its features.
+        Each image is cropped by at most a fifth of its width and height, made lighter or darker,
+        and mirrored on request. Its hue stays, because captions name colours. The same seed changes
+        an image in the same way, whatever is read before it. The reader returns features if the
+        whole encoder is frozen.
         """
 
         @torch.no_grad()
@@ -78,32 +69,32 @@ class Photographs:
         return read
 
     def encoded(self, encoder: Encoder | None = None, *, progress: bool = False) -> Reader:
-        """A reader of the features that the encoder gives now; all are made at once, in float16.
+        """Return a reader of the features of the images as they are, computed now, in float16.
 
-        `encoder` takes the place of the object's own.
+        `encoder` replaces the object's own.
         """
         encoder = encoder or self._encoder
-        made, total = [], len(self._dataset)
+        computed, total = [], len(self._dataset)
         bar = tqdm(total=total, unit="img", desc="encoding", disable=not progress, leave=False)
         with torch.inference_mode(), bar:
-            for start in range(0, total, _PICTURES_AT_ONCE):
-                some = range(start, min(start + _PICTURES_AT_ONCE, total))
-                made.append(encoder(self._pixels(some)).half().cpu())
+            for start in range(0, total, _ENCODED_AT_ONCE):
+                some = range(start, min(start + _ENCODED_AT_ONCE, total))
+                computed.append(encoder(self._pixels(some)).half().cpu())
                 bar.update(len(some))
-        features = torch.cat(made)  # (N, L, D)
+        features = torch.cat(computed)  # (N, L, D)
         return lambda indices, _mirrored: features[list(indices)].float()
 
     def _pixels(self, indices: Sequence[int]) -> Tensor:
-        """What the encoder sees of some images, uint8 (n, 3, S, S) on its device."""
-        unknown = [index for index in indices if not self._known[index]]
+        """Return preprocessed images, uint8 (n, 3, S, S), on the device of the encoder."""
+        unknown = [index for index in indices if not self._cached[index]]
         read = list(self._pool.map(self._read, unknown))
         device = self._encoder.mean.device
-        if self._kept is None:
+        if self._cache is None:
             return torch.stack(read).to(device)
         for index, pixels in zip(unknown, read, strict=True):
-            self._kept[index] = pixels.to(device)
-            self._known[index] = True
-        return self._kept[torch.tensor(indices, device=device)]
+            self._cache[index] = pixels.to(device)
+            self._cached[index] = True
+        return self._cache[torch.tensor(indices, device=device)]
 
     def _read(self, index: int) -> Tensor:
         folder = self._folders[self._dataset.folder_of[index]]
@@ -113,9 +104,10 @@ class Photographs:
 def augment(
     pixels: Tensor, generators: Sequence[torch.Generator], mirrored: Sequence[bool]
 ) -> Tensor:
-    """Crop, light and mirror images: pixels (B, 3, S, S) in 0..255, each by its own generator."""
-    numbers = torch.stack([torch.rand(6, generator=g) for g in generators])  # on the CPU: the same
-    size = 1 - _CROP * numbers[:, :2]  # shares of the width and the height that are left
+    """Crop, brighten and mirror images, pixels (B, 3, S, S) in 0..255, each by its generator."""
+    # Sampled on the CPU, so that a seed gives the same numbers on every device.
+    numbers = torch.stack([torch.rand(6, generator=g) for g in generators])
+    size = 1 - _CROP * numbers[:, :2]  # shares of width and height that stay
     centre = (1 - size) * (2 * numbers[:, 2:4] - 1)
     scale = size * torch.tensor([[-1.0, 1.0] if flip else [1.0, 1.0] for flip in mirrored])
     theta = torch.cat([torch.diag_embed(scale), centre.unsqueeze(2)], 2).to(pixels.device)
@@ -131,7 +123,7 @@ def augment(
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, the next ones made in a thread while one is in use; errors come through."""
+    """Yield the same items, computed ahead in a thread; raise its errors where they belong."""
     waiting: queue.Queue[tuple[Item | None, Exception | None]] = queue.Queue(_BATCHES_AHEAD)
     stop = threading.Event()
 
@@ -149,10 +141,10 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
                 if stop.is_set():
                     return
             put(None, None)
-        except Exception as error:  # raised where the item is waited for
+        except Exception as error:  # raised again for the one who waits
             put(None, error)
 
-    thread = threading.Thread(target=work, name="photographs", daemon=True)
+    thread = threading.Thread(target=work, name="images", daemon=True)
     thread.start()
     try:
         while True:

@@ -13,11 +13,11 @@ from captioner.errors import DataError
 STEPS_BETWEEN_LINES = 20
 
 
-class Journal:
+class TrainingLog:
     """Writes `log.jsonl`, `tensorboard/` and `curves.png` into a run's folder.
 
-    A resumed run first cuts off what was logged after its saved state (`log_bytes`), so that the
-    log reads as if there had been no interruption.
+    A resumed run first cuts off the lines after its saved state (`log_bytes`), so that the log
+    reads as if there had been no interruption.
     """
 
     def __init__(self, folder: Path, log_bytes: int = 0, step: int = 0):
@@ -28,7 +28,7 @@ class Journal:
         self._file.truncate(log_bytes)
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> TrainingLog:
         return self
 
     def __exit__(
@@ -41,18 +41,14 @@ class Journal:
         self._board.close()
 
     def step(self, step: int, **values: float) -> None:
-        """Log the figures of one optimizer step; every 20th is kept."""
+        """Log the figures of an optimizer step; every 20th step is kept."""
         if step % STEPS_BETWEEN_LINES == 0:
-            self.note(step, **values)
-
-    def note(self, step: int, **values: float) -> None:
-        """Log figures that are made after some steps only, in a line of their own."""
-        self._write({"step": step, **values})
-        for name, value in values.items():
-            self._board.add_scalar(f"step/{name}", value, step)
+            self._write({"step": step, **values})
+            for name, value in values.items():
+                self._board.add_scalar(f"step/{name}", value, step)
 
     def epoch(self, epoch: int, step: int, **values: float) -> None:
-        """Log the figures of one epoch and draw the curves anew."""
+        """Log the figures of an epoch and plot the curves again."""
         self._write({"epoch": epoch, "step": step, **values})
         for name, value in values.items():
             self._board.add_scalar(f"epoch/{name}", value, epoch)
@@ -60,12 +56,12 @@ class Journal:
         plot_curves(self.folder)
 
     def changed(self, step: int, settings: Mapping[str, Any]) -> None:
-        """Log settings that are others from here on, if there are any: [before, now] of each."""
+        """Log the settings that changed on resume, [before, now] of each, if any did."""
         if settings:
             self._write({"step": step, "changed": dict(settings)})
 
     def flush(self) -> int:
-        """Bring everything to the disk; returns the size of `log.jsonl`."""
+        """Write buffered lines to disk; return the size of `log.jsonl` in bytes."""
         self._file.flush()
         self._board.flush()
         return self._file.tell()
@@ -75,36 +71,29 @@ class Journal:
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """Entries of a run's log, in order; raises DataError if there is none."""
+    """Return the entries of a run's log, in order; raise DataError if it has no log."""
     try:
         lines = (folder / "log.jsonl").read_text("utf-8").splitlines()
     except OSError:
-        raise DataError(f"no log.jsonl in {folder}") from None
+        raise DataError(f"{folder}: no log.jsonl; give the folder of a training run") from None
     return [json.loads(line) for line in lines]
 
 
 def plot_curves(folder: Path) -> Path:
-    """Draw loss and CIDEr over the epochs, and h's share of the gradient, as `curves.png`."""
+    """Plot loss and CIDEr over the epochs as `curves.png`; return its path."""
     from matplotlib.figure import Figure  # no global state, works without a display
 
-    log = read_log(folder)
-    epochs = [entry for entry in log if "epoch" in entry]
-    flows = [entry for entry in log if "flow_h_share" in entry]
+    epochs = [entry for entry in read_log(folder) if "epoch" in entry]
     numbers = [entry["epoch"] for entry in epochs]
-    panels = 3 if flows else 2
-    figure = Figure(figsize=(4.5 * panels, 3.5), layout="constrained")
-    left, right, *more = figure.subplots(1, panels)
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.plot(numbers, [entry["train_loss"] for entry in epochs], "o-", label="training")
     left.plot(numbers, [entry["val_loss"] for entry in epochs], "o-", label="validation")
-    left.set(xlabel="epoch", ylabel="cross-entropy a token (nats)", title="Loss")
+    left.set(xlabel="epoch", ylabel="cross-entropy per token (nats)", title="Loss")
     left.legend()
     right.plot(numbers, [entry["cider"] for entry in epochs], "o-", color="tab:green")
     right.set(xlabel="epoch", ylabel="CIDEr", title="CIDEr of generated validation captions")
-    for axes in more:
-        steps = [entry["step"] for entry in flows]
-        axes.plot(steps, [100 * entry["flow_h_share"] for entry in flows], color="tab:purple")
-        axes.set(xlabel="step", ylabel="%", ylim=(0, 100), title="Gradient that comes through h")
-    for axes in (left, right, *more):
+    for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
     path = folder / "curves.png"

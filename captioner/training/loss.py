@@ -1,8 +1,7 @@
-"""What training minimises, and how its rates change over a run."""
+"""The losses that training minimises."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -15,40 +14,41 @@ from captioner.data.vocabulary import EOS, UNWRITTEN
 from captioner.model.decoder import Prediction
 from captioner.model.fused.buffers import reused
 
-_PIECE = 5_000_000  # logits at once, 20 MB of float32
+_PIECE = 5_000_000  # logits in memory at once, 20 MB of float32
 
 
 def caption_loss(
-    prediction: Prediction,
-    targets: Tensor,
-    batch_sizes: list[int],
-    settings: TrainConfig,
-    weights: Tensor | None = None,
+    prediction: Prediction, targets: Tensor, batch_sizes: list[int], settings: TrainConfig
 ) -> tuple[Tensor, Tensor]:
-    """The loss to minimise, and the plain cross-entropy a token (nats) in it.
+    """Return the loss of written captions, and the plain cross-entropy per token (nats) in it.
 
-    With `weights` (tokens,), the captions are drawn ones and the loss of each token counts so
-    often: the gradient of REINFORCE where they are advantages (Williams 1992; Rennie et al. 2017,
-    equation 7).
-
-    With attention, adds `attention_penalty` times the mean over captions and cells of
-    (1 - sum_t alpha)^2, the doubly stochastic penalty (Xu et al. 2015, equation 14). With
-    attributes, and captions that were written, adds `attribute_weight` times the mean over images
-    of the detector's binary cross-entropy, summed over the attributes.
+    The loss is the smoothed cross-entropy, plus the attention penalty of `attention_penalty`, plus
+    `attribute_weight` times the binary cross-entropy of the attribute detector, summed over the
+    attributes and averaged over images.
     """
-    loss, plain = cross_entropy(
-        prediction, targets, settings.label_smoothing, weights, batch_sizes[0]
-    )
-    if prediction.attention is not None and settings.attention_penalty:
-        attention = prediction.attention.float()
-        row = torch.cat([torch.arange(size) for size in batch_sizes]).to(attention.device)
-        seen = attention.new_zeros(batch_sizes[0], attention.shape[1]).index_add(0, row, attention)
-        loss = loss + settings.attention_penalty * ((1 - seen) ** 2).mean()
-    if prediction.attributes is not None and weights is None:
+    loss, plain = cross_entropy(prediction, targets, settings.label_smoothing)
+    loss = loss + attention_penalty(prediction, batch_sizes, settings.attention_penalty)
+    if prediction.attributes is not None:
         logits, present = prediction.attributes
         detection = F.binary_cross_entropy_with_logits(logits.float(), present, reduction="sum")
         loss = loss + settings.attribute_weight * detection / len(logits)
     return loss, plain
+
+
+def attention_penalty(
+    prediction: Prediction, batch_sizes: list[int], weight: float
+) -> Tensor | float:
+    """Return `weight` times the doubly stochastic penalty; 0 without attention.
+
+    The penalty is the mean over captions and cells of (1 - sum_t alpha)^2 (Xu et al. 2015,
+    equation 14).
+    """
+    if prediction.attention is None or not weight:
+        return 0.0
+    attention = prediction.attention.float()  # (tokens, L)
+    row = torch.cat([torch.arange(size) for size in batch_sizes]).to(attention.device)
+    total = attention.new_zeros(batch_sizes[0], attention.shape[1]).index_add(0, row, attention)
+    return weight * ((1 - total) ** 2).mean()
 
 
 def cross_entropy(
@@ -58,24 +58,24 @@ def cross_entropy(
     weights: Tensor | None = None,
     begins: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy a token (nats), smoothed or weighted, and plain; the first one learns.
+    """Return the mean cross-entropy per token (nats), smoothed or weighted, and the plain one.
 
-    With `weights` (tokens,) the targets were drawn: what a search never draws has no probability,
-    EOS among the first `begins` tokens included. Otherwise the probability that a bad draw loses
-    would go to words that are never drawn.
+    Only the first has a gradient. With `weights` (tokens,) the targets are samples: words that
+    sampling never writes have no probability, nor has EOS among the first `begins` tokens.
+    Otherwise the probability that a bad sample loses would go to words that are never sampled.
     """
     out = prediction.out
-    result: tuple[Tensor, Tensor] = _CrossEntropy.apply(
+    result: tuple[Tensor, Tensor] = _PiecewiseCrossEntropy.apply(
         prediction.hidden, out.weight, out.bias, targets, label_smoothing, weights, begins
     )
     return result
 
 
-class _CrossEntropy(torch.autograd.Function):
-    """Output layer, softmax and cross-entropy in pieces of tokens: no (tokens, V) tensor lives.
+class _PiecewiseCrossEntropy(torch.autograd.Function):
+    """Output layer, softmax and cross-entropy in pieces of tokens, without a (tokens, V) tensor.
 
-    The gradients are made with the loss, while a piece is in the cache, so a second backward pass
-    through the same loss is refused.
+    The forward pass computes the gradients, too, while a piece is in the cache. A second backward
+    pass through the same loss is therefore refused.
     """
 
     @staticmethod
@@ -140,18 +140,3 @@ class _CrossEntropy(torch.autograd.Function):
         if grad.device.type != "cpu" or grad != 1:
             grads = tuple(part * grad for part in grads)
         return *grads, None, None, None, None
-
-
-def learning_rate(settings: TrainConfig, step: int, total_steps: int) -> float:
-    """The rate of one step: linear warm-up, then constant or cosine to zero."""
-    if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
-    if settings.schedule != "cosine":
-        return settings.learning_rate
-    share = (step - settings.warmup_steps) / max(total_steps - settings.warmup_steps, 1)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(share, 1)))
-
-
-def detach_probability(settings: TrainConfig, share_done: float) -> float:
-    """`detach_prob`, and 0 in the last `detach_anneal` share of training."""
-    return 0.0 if share_done >= 1 - settings.detach_anneal else settings.detach_prob

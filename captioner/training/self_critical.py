@@ -1,13 +1,12 @@
-"""Captions that the decoder draws itself, and how much better than usual each of them is.
+"""The self-critical objective: sample captions and reinforce those that beat a baseline.
 
 Source: Rennie et al., "Self-critical Sequence Training for Image Captioning", CVPR 2017; the mean
-of the other draws as baseline: Luo, "A Better Variant of Self-Critical Sequence Training", 2020.
+of the other samples as baseline: Luo, "A Better Variant of Self-Critical Sequence Training", 2020.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,28 +15,24 @@ from torch import Tensor
 from captioner.config import DecodeConfig, TrainConfig
 from captioner.data.dataset import Batch, CaptionDataset, pack
 from captioner.data.vocabulary import tokenize
+from captioner.metrics.bleu import bleu_4
 from captioner.metrics.cider import CiderD
-from captioner.model.decoder import Decoder
+from captioner.model.decoder import Decoder, Prediction
 from captioner.model.fused.linear import packed
 from captioner.search import Step, search
+from captioner.training.loss import attention_penalty, cross_entropy
+from captioner.training.objective import Target
 
 END = "<eos>"  # counted as a word, so that a caption cut off in the middle scores less
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Captions drawn for the pictures of a batch, as the decoder learns from them."""
-
-    batch: Batch
-    weights: Tensor  # (tokens,) how much better than its baseline the caption of a token is
-    reward: float  # the mean
-
-
 class SelfCritical:
-    """Draws captions of training pictures and weighs their rewards against a baseline.
+    """Samples captions of training images and weights them by reward minus baseline.
 
     The reward is CIDEr-D, plus `reward_bleu` times the caption's own BLEU-4.
     """
+
+    dropout = False  # a caption is learnt by the network that sampled it
 
     def __init__(self, data: CaptionDataset, settings: TrainConfig):
         self._vocabulary, self._settings = data.vocabulary, settings
@@ -48,66 +43,71 @@ class SelfCritical:
         self._cider = CiderD(dict(enumerate(self._references)))
 
     @torch.no_grad()
-    def draw(self, decoder: Decoder, batch: Batch, seed: int) -> Drawn:
-        """Sample `samples` captions of each image; a decoder in `eval()` draws as it will learn.
+    def target(self, decoder: Decoder, batch: Batch, step: int) -> Target:
+        """Sample `samples` captions of each image; the log gets their mean reward.
 
-        What is drawn depends on the weights, the image and `seed`, not on the rest of the batch.
-        The end of a caption that was cut at `max_words` was not drawn and has no weight.
+        A sample depends on the weights, the image, the seed and the step, not on the rest of the
+        batch. The end of a caption that was cut at `max_words` was not sampled: its weight is 0.
         """
         settings = self._settings
-        draws, likeliest = self._captions(decoder, batch, seed)
+        samples, greedy = self._captions(decoder, batch, settings.seed * 1_000_003 + step)
         rewards = torch.tensor(
             [
-                [self._reward(picture, caption) for caption in own]
-                for picture, own in zip(batch.examples, draws, strict=True)
+                [self._reward(example, caption) for caption in own]
+                for example, own in zip(batch.examples, samples, strict=True)
             ]
         )  # (B, samples)
         if settings.baseline == "greedy":
-            usual = torch.tensor(
-                [self._reward(p, own[0]) for p, own in zip(batch.examples, likeliest, strict=True)]
+            baseline = torch.tensor(
+                [self._reward(e, own[0]) for e, own in zip(batch.examples, greedy, strict=True)]
             ).unsqueeze(1)
-        else:  # the mean of a picture's other draws
-            usual = (rewards.sum(1, keepdim=True) - rewards) / (settings.samples - 1)
-        drawn = pack(batch.features, draws, batch.examples)
-        advantage = (rewards - usual).flatten()[drawn.order]  # of the rows, longest first
-        by_step = [advantage[:size] for size in drawn.batch_sizes]
+        else:  # the mean of the image's other samples
+            baseline = (rewards.sum(1, keepdim=True) - rewards) / (settings.samples - 1)
+        sampled = pack(batch.features, samples, batch.examples)
+        advantage = (rewards - baseline).flatten()[sampled.order]  # longest caption first
+        by_step = [advantage[:size] for size in sampled.captions.batch_sizes]
         if len(by_step) > settings.max_words:
             by_step[-1] = torch.zeros_like(by_step[-1])
-        return Drawn(drawn, torch.cat(by_step), float(rewards.mean()))
+        device = batch.features.device
+        figures = {"reward": float(rewards.mean())}
+        return Target(sampled.to(device), torch.cat(by_step).to(device), figures)
+
+    def loss(self, prediction: Prediction, target: Target) -> tuple[Tensor, Tensor]:
+        """Return the loss to minimise, and the plain cross-entropy per token (nats).
+
+        The gradient is that of REINFORCE (Williams 1992; Rennie et al. 2017, equation 7).
+        """
+        sizes = target.batch.captions.batch_sizes
+        loss, plain = cross_entropy(
+            prediction, target.batch.targets, weights=target.weights, begins=sizes[0]
+        )
+        return loss + attention_penalty(prediction, sizes, self._settings.attention_penalty), plain
 
     def _captions(
         self, decoder: Decoder, batch: Batch, seed: int
     ) -> tuple[list[list[list[int]]], list[list[list[int]]]]:
-        """The samples of each image, and its greedy caption where that is the baseline."""
+        """Return the samples of each image, and its greedy caption if that is the baseline."""
         settings = self._settings
         sampled = DecodeConfig(sample=True, captions=settings.samples, max_words=settings.max_words)
         decodes = [sampled]
         if settings.baseline == "greedy":
             decodes.append(DecodeConfig(beam_size=1, max_words=settings.max_words))
-        seeds = [(seed, image) for image in batch.examples]
+        seeds = [(seed, example) for example in batch.examples]
         with packed(decoder):
-            memory, state = decoder.start(batch.features.to(next(decoder.parameters()).device))
+            memory, state = decoder.start(batch.features)
             step: Step = partial(decoder.step, memory)
             found = [
                 search(step, state, decode, seeds=seeds, attention=False) for decode in decodes
             ]
-        draws, *likeliest = [[[h.tokens for h in own] for own in images] for images in found]
-        return draws, likeliest[0] if likeliest else []
+        samples, *greedy = [[[h.tokens for h in own] for own in images] for images in found]
+        return samples, greedy[0] if greedy else []
 
-    def _reward(self, picture: int, tokens: Sequence[int]) -> float:
+    def _reward(self, example: int, tokens: Sequence[int]) -> float:
         words = self._vocabulary.decode(tokens)
         if len(tokens) < self._settings.max_words:
             words = [*words, END]
-        reward = self._cider.score(picture, words)
+        reward = self._cider.score(example, words)
         if self._settings.reward_bleu:
-            bleu = _bleu(" ".join(words), self._references[picture])
+            bleu = bleu_4(" ".join(words), self._references[example])
             reward += self._settings.reward_bleu * bleu
         return reward
-
-
-def _bleu(caption: str, references: Sequence[str]) -> float:
-    """BLEU-4 of one caption, unsmoothed, as pycocoevalcap has it for each image."""
-    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-
-    _, by_caption = BleuScorer(caption, references, 4).compute_score("closest")
-    return float(by_caption[3][0])

@@ -22,13 +22,12 @@ from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data.dataset import pack
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError, ConfigError
-from captioner.model.decoder import DECODERS, ShowAttendTell, Teacher, make_decoder
+from captioner.model.decoder import DECODERS, ShowAttendTell, make_decoder
 from captioner.training.loss import cross_entropy
 
 V = 20
 CAPTIONS = [[[5, 6, 7, 8, 9], [4, 5]], [[10, 11, 12]], [[13]]]
 BATCH = pack(random_features(3), CAPTIONS)
-TEACHER = Teacher(BATCH.inputs, BATCH.batch_sizes, BATCH.image)
 
 
 def make(kind, **settings):
@@ -40,7 +39,7 @@ def make(kind, **settings):
 def gradients(decoder, **settings):
     """The loss and its gradients, by the names of the parameters."""
     torch.manual_seed(1)
-    prediction = decoder(BATCH.features, TEACHER, **settings)
+    prediction = decoder(BATCH.features, BATCH.captions, **settings)
     loss, _ = cross_entropy(prediction, BATCH.targets)
     decoder.zero_grad()
     loss.backward()
@@ -52,9 +51,9 @@ def test_a_caption_written_step_by_step_has_the_logits_of_training(kind):
     decoder = make(kind, dropout=0.5).eval()
     captions = [[[5, 6, 7]]]
     batch = pack(random_features(1), captions)
-    wanted = decoder(batch.features, Teacher(batch.inputs, batch.batch_sizes, batch.image)).logits
+    wanted = decoder(batch.features, batch.captions).logits
     memory, state = decoder.start(batch.features)
-    for token, logits in zip(batch.inputs, wanted, strict=True):
+    for token, logits in zip(batch.captions.inputs, wanted, strict=True):
         found, state, attention = decoder.step(memory, token.view(1), state, torch.tensor([0]))
         torch.testing.assert_close(found[0], logits)
         assert attention.shape == (1, CELLS)
@@ -90,7 +89,7 @@ def test_without_dropout_and_zoneout_a_variant_is_the_plain_decoder(monkeypatch)
             torch.testing.assert_close(same[name], gradient, msg=name)
 
 
-def test_zoneout_keeps_the_share_it_is_told_and_its_mean_at_evaluation():
+def test_zoneout_keeps_its_share_of_values_and_their_mean_at_evaluation():
     before, after = torch.zeros(200, 100), torch.ones(200, 100)
     torch.manual_seed(0)
     drawn = zoneout(before, after, 0.2, training=True)
@@ -111,7 +110,7 @@ def test_tied_embeddings_are_one_parameter_with_the_sum_of_both_gradients():
     torch.testing.assert_close(once["embed.weight"], both["embed.weight"] + both["out.weight"])
 
 
-def test_a_caption_has_one_mask_for_all_its_steps_and_another_than_its_neighbour():
+def test_a_caption_has_one_dropout_mask_for_all_its_steps_unlike_its_neighbour():
     dropout, sizes = CaptionDropout(0.5), [3, 2, 1]
     torch.manual_seed(0)
     with dropout.of_rows(sizes):
@@ -130,12 +129,12 @@ def test_masks_of_captions_reach_the_words_and_the_output_layer():
     decoder.embed.weight.data.fill_(1.0)
     seen = []
     decoder.out_z.register_forward_hook(lambda *_: seen.append(decoder.dropout.rows))
-    hidden = decoder(BATCH.features, TEACHER).hidden.split(BATCH.batch_sizes)
+    hidden = decoder(BATCH.features, BATCH.captions).hidden.split(BATCH.captions.batch_sizes)
     assert len(seen) == 1
     assert torch.equal(hidden[0][:1] == 0, hidden[-1] == 0)  # the longest caption's
     assert decoder.dropout.rows is None
     with pytest.raises(ConfigError, match="scheduled_sampling"):
-        decoder(BATCH.features, TEACHER, sampling_prob=0.5)
+        decoder(BATCH.features, BATCH.captions, sampling_prob=0.5)
 
 
 def test_layer_norm_gives_the_gates_the_statistics_of_its_gains():
@@ -164,7 +163,7 @@ def test_layer_norm_gives_the_gates_the_statistics_of_its_gains():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_checkpoint_comes_back_where_its_decoder_is_known_and_says_so_elsewhere(tmp_path, name):
+def test_a_checkpoint_loads_where_its_decoder_is_known_and_is_refused_elsewhere(tmp_path, name):
     vocabulary = Vocabulary.load(make_data(tmp_path / "data") / "vocabulary.json")
     config = replace(MODEL, decoder=name, embed_dim=MODEL.hidden_dim)
     with known_variants():

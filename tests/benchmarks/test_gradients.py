@@ -1,4 +1,4 @@
-"""Gradients taken apart: block matrices, valves, lags, the training diagnostic, the command."""
+"""Gradients split by path: block matrices, valves, lags, measured trainings, the command."""
 
 import csv
 import itertools
@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 from tiny import CAPTIONS as CAPTIONS_AS_TEXT
-from tiny import DIM, MODEL, make_data, random_features
+from tiny import DIM, MODEL, make_config, make_data, random_features
 
 from benchmarks.gradients.__main__ import main
 from benchmarks.gradients.block_recursion import Blocks, block_matrices
+from benchmarks.gradients.flow import gradient_flow, unroll, unroll_lstm
 from benchmarks.gradients.lags import (
     ALL,
     CELL,
@@ -24,15 +25,17 @@ from benchmarks.gradients.lags import (
     token_losses,
 )
 from benchmarks.gradients.random_lstms import RandomSettings, add_jacobians, add_random
+from benchmarks.gradients.training import plot_flow, read_flow, train_measured
 from benchmarks.memory.networks import Method, Network
 from benchmarks.memory.tasks import Copying
-from captioner.checkpoint import Checkpoint, save
+from captioner.checkpoint import Checkpoint, load_state, save
 from captioner.config import DecodeConfig
 from captioner.data.dataset import CaptionDataset, pack
 from captioner.data.vocabulary import Vocabulary
-from captioner.model.decoder import Teacher, make_decoder
+from captioner.model.decoder import make_decoder
 from captioner.model.lstm import HDetachLSTM
-from captioner.training.flow import gradient_flow, unroll, unroll_lstm
+from captioner.training import validation
+from captioner.training.loop import train
 
 T, I, H = 6, 3, 4
 # Every gate of W_hh and W_ih and the bias: rows of i, f, g and o.
@@ -93,7 +96,7 @@ def test_with_blocked_steps_the_product_is_the_gradient_of_the_h_detach_lstm(ent
 
 
 @pytest.mark.parametrize("entry", ENTRIES[1::4], ids=str)
-def test_the_expectation_over_all_draws_is_the_product_with_h_kept_by_1_minus_p(entry):
+def test_the_expectation_over_blocked_steps_is_the_product_with_h_kept_by_1_minus_p(entry):
     lstm, x, state = small(steps=4)
     blocks, prob = block_matrices(lstm, x, state, entry), 0.3
     products, gradients = torch.zeros(3 * H).double(), torch.zeros(2 * H).double()
@@ -121,16 +124,16 @@ def test_without_h_the_product_is_that_of_the_forget_gates():
 
 
 WORDS = 20
-CAPTIONS = [[[5, 6, 7], [8]], [[9, 10, 11, 12, 5], [6, 7]]]  # picture, caption, token
+CAPTIONS = [[[5, 6, 7], [8]], [[9, 10, 11, 12, 5], [6, 7]]]  # image, caption, token
 
 
 def small_decoder(name, layers=1):
-    """A decoder in float64, and a batch of two pictures with two captions each."""
+    """A decoder in float64, and a batch of two images with two captions each."""
     torch.manual_seed(1)
     config = replace(MODEL, decoder=name, num_layers=layers, dropout=0.4)
     decoder = make_decoder(config, WORDS, DIM).double()
     batch = pack(random_features(2), CAPTIONS)
-    return decoder, batch, Teacher(batch.inputs, batch.batch_sizes, batch.image)
+    return decoder, batch, batch.captions
 
 
 SHAPES = [("show_tell", 1), ("show_tell", 2), ("show_attend_tell", 1), ("adaptive", 1)]
@@ -138,11 +141,11 @@ SHAPES = [("show_tell", 1), ("show_tell", 2), ("show_attend_tell", 1), ("adaptiv
 
 @pytest.mark.parametrize("detach_attention", [False, True])
 @pytest.mark.parametrize(("name", "layers"), SHAPES)
-def test_valves_give_the_losses_and_gradients_of_training_for_every_pattern_of_blocked_steps(
+def test_valves_have_the_losses_and_gradients_of_training_for_every_pattern_of_blocked_steps(
     name, layers, detach_attention, monkeypatch
 ):
-    decoder, batch, teacher = small_decoder(name, layers)
-    run = unroll(decoder, batch.features, teacher, batch.targets)
+    decoder, batch, captions = small_decoder(name, layers)
+    run = unroll(decoder, batch.features, captions, batch.targets)
     losses = torch.cat([loss for loss in run.losses if loss is not None])
     decoder.eval()
     weights = [decoder.core.weight_hh_l0, decoder.core.weight_ih_l0]
@@ -156,7 +159,7 @@ def test_valves_give_the_losses_and_gradients_of_training_for_every_pattern_of_b
         draw = torch.tensor(blocked)
         monkeypatch.setattr("captioner.model.decoder.draw_blocked", lambda *_, draw=draw: draw)
         prediction = decoder(
-            batch.features, teacher, detach_prob=0.5, detach_attention=detach_attention
+            batch.features, captions, detach_prob=0.5, detach_attention=detach_attention
         )
         wanted = torch.nn.functional.cross_entropy(
             prediction.logits, batch.targets, reduction="none"
@@ -167,8 +170,8 @@ def test_valves_give_the_losses_and_gradients_of_training_for_every_pattern_of_b
 
 @pytest.mark.parametrize(("name", "layers"), SHAPES)
 def test_with_everything_blocked_no_gradient_comes_through_h(name, layers):
-    decoder, batch, teacher = small_decoder(name, layers)
-    run = unroll(decoder, batch.features, teacher, batch.targets)
+    decoder, batch, captions = small_decoder(name, layers)
+    run = unroll(decoder, batch.features, captions, batch.targets)
     run.expect(1.0, detach_attention=True)
     flow = gradient_flow(run)
     assert flow.hidden == flow.share == 0
@@ -179,9 +182,9 @@ def test_with_everything_blocked_no_gradient_comes_through_h(name, layers):
     assert 0.1 < gradient_flow(run).share < 0.9
 
 
-def test_half_a_gradient_is_the_mean_over_all_draws():
-    decoder, batch, teacher = small_decoder("show_attend_tell")
-    run = unroll(decoder, batch.features, teacher, batch.targets)
+def test_a_valve_at_one_half_is_the_mean_over_all_blocked_steps():
+    decoder, batch, captions = small_decoder("show_attend_tell")
+    run = unroll(decoder, batch.features, captions, batch.targets)
     loss, states = run.losses[-1].sum(), [run.steps[0].c[0]]
     mean = torch.zeros_like(states[0])
     for keep in itertools.product([0.0, 1.0], repeat=len(run.steps)):
@@ -191,7 +194,7 @@ def test_half_a_gradient_is_the_mean_over_all_draws():
     torch.testing.assert_close(torch.autograd.grad(loss, states)[0], mean)
 
 
-def test_the_flow_of_one_unit_over_two_steps_is_what_one_computes_by_hand():
+def test_the_flow_of_one_unit_over_two_steps_is_as_computed_by_hand():
     lstm = HDetachLSTM(1, 1).double()
     w = 1.7
     with torch.no_grad():
@@ -234,7 +237,7 @@ def test_the_flow_is_that_of_the_block_matrices():
     assert flow.hidden == pytest.approx(torch.stack(hidden).mean().item())
 
 
-def test_in_stacked_layers_each_unit_gets_what_its_own_h_brings():
+def test_in_stacked_layers_each_unit_gets_the_gradient_of_its_own_h():
     torch.manual_seed(0)
     lstm = HDetachLSTM(I, H, 2).double()
     x = torch.randn(2, I, dtype=torch.float64)
@@ -249,11 +252,11 @@ def test_in_stacked_layers_each_unit_gets_what_its_own_h_brings():
     assert gradient_flow(run).hidden == pytest.approx(torch.cat(through, 1).norm().item())
 
 
-def test_taking_a_pass_apart_leaves_no_gradient_and_draws_nothing():
-    decoder, batch, teacher = small_decoder("show_tell", 2)
+def test_splitting_a_pass_leaves_no_gradient_and_no_change_of_random_state():
+    decoder, batch, captions = small_decoder("show_tell", 2)
     decoder.train()
     before = torch.get_rng_state()
-    gradient_flow(unroll(decoder, batch.features, teacher, batch.targets))
+    gradient_flow(unroll(decoder, batch.features, captions, batch.targets))
     assert torch.equal(torch.get_rng_state(), before)
     assert decoder.training
     assert all(module.training for module in decoder.modules())
@@ -283,7 +286,7 @@ def test_the_lags_of_an_lstm_are_products_of_its_block_matrices():
             assert row.mean == pytest.approx(wanted.norm().item()), (path, lag)
 
 
-def test_a_draw_of_one_step_is_either_all_paths_or_the_cell_alone_in_stacked_layers_too():
+def test_a_sampled_step_has_all_paths_or_the_cell_alone_in_stacked_layers_too():
     torch.manual_seed(0)
     lstm = HDetachLSTM(I, H, 2).double()
     with torch.no_grad():
@@ -309,9 +312,9 @@ def test_a_draw_of_one_step_is_either_all_paths_or_the_cell_alone_in_stacked_lay
         assert cell.cosine == pytest.approx(1)
 
 
-def test_with_p_of_1_only_the_way_through_the_attention_is_left_unless_it_is_blocked_too():
-    decoder, batch, teacher = small_decoder("show_attend_tell")
-    run = unroll(decoder, batch.features, teacher, batch.targets)
+def test_with_p_of_1_only_the_path_through_the_attention_is_left_unless_it_is_blocked_too():
+    decoder, batch, captions = small_decoder("show_attend_tell")
+    run = unroll(decoder, batch.features, captions, batch.targets)
     samples, query_open, blocked = Samples(), Detach(1.0), Detach(1.0, attention=True)
     add_lags(samples, run, [query_open, blocked])
     rows = samples.rows()
@@ -323,7 +326,7 @@ def test_with_p_of_1_only_the_way_through_the_attention_is_left_unless_it_is_blo
     assert left != pytest.approx(everything, rel=1e-3)
 
 
-def test_a_network_trained_on_a_long_memory_task_gives_the_same_table():
+def test_a_network_of_a_long_memory_task_has_the_same_table():
     task = Copying(4, seed=0, copied=2, train=10, validation=3)
     network = Network(Method("h-detach", 0.5), task.inputs, 8, task.outputs, task.steps)
     loss = token_losses(network.answer, task.validation.targets)
@@ -378,7 +381,7 @@ def checkpoint(folder, name, layers=1):
 
 
 @pytest.mark.parametrize(("name", "layers"), SHAPES)
-def test_the_command_takes_any_checkpoint_and_writes_table_file_and_picture(
+def test_the_command_takes_any_checkpoint_and_writes_table_file_and_plot(
     name, layers, tmp_path, capsys
 ):
     best, data = checkpoint(tmp_path, name, layers)
@@ -393,13 +396,13 @@ def test_the_command_takes_any_checkpoint_and_writes_table_file_and_picture(
         rows = list(csv.DictReader(file))
     words = [len(caption.split()) + 1 for caption in CAPTIONS_AS_TEXT[:5]]
     first = [r for r in rows if r["decoder"] == "trained" and r["path"] == ALL]
-    picture = int(name == "show_tell")  # is a step, too
-    lags = range(max(words) + picture)
-    wanted = [sum(max(0, n + picture - max(lag, picture)) for n in words) for lag in lags]
+    image = int(name == "show_tell")  # is a step, too
+    lags = range(max(words) + image)
+    wanted = [sum(max(0, n + image - max(lag, image)) for n in words) for lag in lags]
     assert [int(row["count"]) for row in first] == wanted
 
 
-def test_the_random_command_prints_its_table_and_writes_file_and_picture(tmp_path, capsys):
+def test_the_random_command_prints_its_table_and_writes_file_and_plot(tmp_path, capsys):
     files = ["--csv", str(tmp_path / "a.csv"), "--plot", str(tmp_path / "a.png")]
     sizes = ["--hidden", "8", "--lags", "6", "--seeds", "1", "2", "--draws", "2"]
     assert main(["random", *sizes, "--scales", "1", "4", *files]) == 0
@@ -411,29 +414,59 @@ def test_the_random_command_prints_its_table_and_writes_file_and_picture(tmp_pat
     assert len(lines) == 1 + 2 * 2 * 6 * 8  # biases, scales, lags, paths
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ([], "CHECKPOINT"),
-        (["somewhere"], "--data"),
-        (["nowhere/at/all", "--data", "x"], "no checkpoint at nowhere"),
-        (["random", "--scales", "0"], "--scales"),
-        (["random", "--probs", "0"], "--probs"),
-        (["random", "--data", "x"], "--data"),
-        (["random", "--plot", "x.txt"], "--plot"),
-    ],
-)
-def test_a_wrong_option_is_one_line_and_exit_code_1(options, said, capsys):
-    assert main(options) == 1
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    (line,) = printed.err.splitlines()
-    assert line.startswith("error: ")
-    assert said in line
-
-
-def test_data_of_other_words_is_one_line(tmp_path, capsys):
+def test_data_of_other_words_is_one_line(tmp_path, error_of):
     best, data = checkpoint(tmp_path, "show_tell")
     Vocabulary.build(["a dog"], min_count=1).save(data / "vocabulary.json")
-    assert main([str(best), "--data", str(data)]) == 1
-    assert "is not what" in capsys.readouterr().err
+    assert "its words or feature size are not" in error_of(main, [str(best), "--data", str(data)])
+
+
+@pytest.mark.parametrize(
+    ("decoder", "objective"),
+    [
+        ("show_tell", "cross_entropy"),
+        ("show_attend_tell", "cross_entropy"),
+        ("adaptive", "cross_entropy"),
+        ("show_attend_tell", "self_critical"),
+    ],
+)
+def test_measuring_a_training_changes_no_weight(tmp_path, monkeypatch, decoder, objective):
+    monkeypatch.setattr(validation, "validation_cider", lambda *_: 0.0)
+    data = make_data(tmp_path / "data", views=2)
+
+    def config(name):
+        made = make_config(
+            data, tmp_path / name, epochs=3, batch_images=2, detach_prob=0.5, objective=objective
+        )
+        return replace(made, model=replace(made.model, decoder=decoder, dropout=0.3))
+
+    train(config("plain"), show_progress=False)
+    path = train_measured(config("measured"), 2, show_progress=False)
+    plain, measured = (load_state(tmp_path / name / "state.pt") for name in ("plain", "measured"))
+    assert torch.equal(plain["random"], measured["random"])
+    for name, weight in plain["network"].items():
+        assert torch.equal(weight, measured["network"][name]), name
+    flows = read_flow(path)
+    assert [entry["step"] for entry in flows] == [2, 4, 6, 8]
+    for entry in flows:
+        share = entry["flow_h"] / (entry["flow_c"] + entry["flow_h"])
+        assert entry["flow_h_share"] == pytest.approx(share)
+        assert 0 < share < 1
+
+
+def test_a_training_with_h_blocked_has_no_gradient_through_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(validation, "validation_cider", lambda *_: 0.0)
+    config = make_config(
+        make_data(tmp_path / "data"), tmp_path / "run", epochs=2, batch_images=2,
+        detach_prob=1.0, detach_attention=True, detach_anneal=0.5,
+    )  # fmt: skip
+    path = train_measured(config, 1, show_progress=False)
+    shares = [entry["flow_h_share"] for entry in read_flow(path)]
+    assert shares[:3] == [0, 0, 0]  # blocked in the first half of training only
+    assert min(shares[3:]) > 0
+    assert plot_flow(path, "note").stat().st_size > 1000
+
+
+def test_a_measurement_after_a_resume_replaces_the_one_before(tmp_path):
+    path = tmp_path / "flow.jsonl"
+    path.write_text('{"step": 2, "x": 1}\n{"step": 4, "x": 1}\n{"step": 4, "x": 2}\n')
+    assert read_flow(path) == [{"step": 2, "x": 1}, {"step": 4, "x": 2}]

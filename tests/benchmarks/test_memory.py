@@ -12,23 +12,14 @@ from benchmarks.memory.__main__ import main
 from benchmarks.memory.experiment import Experiment
 from benchmarks.memory.lags import copying_lags
 from benchmarks.memory.networks import CELLS, IndRNN, Method, Network, ZoneoutLSTM, irnn
-from benchmarks.memory.plots import accuracy_at
-from benchmarks.memory.report import pairs, pairs_table, rows
+from benchmarks.memory.report import accuracy_at, pairs, pairs_table, rows
 from benchmarks.memory.running import run_trials
 from benchmarks.memory.stacked import StackedSequence, train_together
 from benchmarks.memory.tasks import Adding, Copying, Pixels, copying_batch, digits, mnist
-from benchmarks.memory.training import Check, Outcome, Training, read_outcome
+from benchmarks.memory.training import Check, Outcome, Training, best_check, read_outcome
 from benchmarks.memory.transfer import transfer
 from captioner.errors import ConfigError
 from captioner.model.lstm import HDetachLSTM
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def tiny(tmp_path, **changes):
@@ -118,9 +109,9 @@ def test_mnist_is_read_from_torchvisions_files(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for split, size in (("train", 60_000), ("t10k", 10_000)):
-        pictures = bytes(range(256)) * (size * 784 // 256)
+        images = bytes(range(256)) * (size * 784 // 256)
         header = b"\0\0\x08\x03" + b"".join(n.to_bytes(4, "big") for n in (size, 28, 28))
-        (raw / f"{split}-images-idx3-ubyte").write_bytes(header + pictures)
+        (raw / f"{split}-images-idx3-ubyte").write_bytes(header + images)
         header = b"\0\0\x08\x01" + size.to_bytes(4, "big")
         (raw / f"{split}-labels-idx1-ubyte").write_bytes(header + b"\7" * size)
     task = mnist(tmp_path, permuted=False, seed=1)
@@ -132,19 +123,19 @@ def test_mnist_is_read_from_torchvisions_files(tmp_path):
     assert task.batch(3, 0, torch.Generator()).inputs.shape == (784, 3, 1)
 
 
-def pixels(pictures, labels, seed=1):
-    split = (pictures, labels)
+def pixels(images, labels, seed=1):
+    split = (images, labels)
     return Pixels(split, split, split, permuted=False, seed=seed)
 
 
-def test_an_epoch_shows_each_picture_once_in_an_order_of_its_own():
-    pictures, numbers = torch.rand(10, 4), torch.arange(10)
+def test_an_epoch_has_each_image_once_in_an_order_of_its_own():
+    images, numbers = torch.rand(10, 4), torch.arange(10)
 
     def epoch(number, seed=1):
-        task = pixels(pictures, numbers, seed)
+        task = pixels(images, numbers, seed)
         batches = [task.batch(5, 2 * number + place, torch.Generator()) for place in (0, 1)]
         for batch in batches:
-            assert torch.equal(batch.inputs[..., 0].t(), pictures[batch.targets])
+            assert torch.equal(batch.inputs[..., 0].t(), images[batch.targets])
         return torch.cat([batch.targets for batch in batches]).tolist()
 
     assert sorted(epoch(0)) == sorted(epoch(7)) == list(range(10))
@@ -152,7 +143,7 @@ def test_an_epoch_shows_each_picture_once_in_an_order_of_its_own():
     assert len({tuple(epoch(*which)) for which in ((0,), (1,), (0, 2))}) == 3
 
 
-def test_a_training_sees_the_next_pictures_at_each_step(tmp_path):
+def test_a_training_reads_the_next_images_at_each_step(tmp_path):
     trial = tiny(tmp_path, task="digits").trials()[0]
     training = Training(trial)
     seen = [training.next_batch() for _ in range(3)]
@@ -161,14 +152,14 @@ def test_a_training_sees_the_next_pictures_at_each_step(tmp_path):
     assert not torch.equal(seen[0].inputs, seen[1].inputs)
 
 
-def test_a_batch_larger_than_all_pictures_is_refused():
-    with pytest.raises(ConfigError, match="batch is 5; there are 4 pictures"):
+def test_a_batch_larger_than_all_images_is_refused():
+    with pytest.raises(ConfigError, match="batch is 5; it must be <= 4"):
         pixels(torch.rand(4, 9), torch.arange(4)).batch(5, 0, torch.Generator())
 
 
-def test_a_pixel_task_answers_once_a_picture():
-    pictures, labels = torch.rand(4, 9), torch.tensor([0, 1, 2, 3])
-    task = pixels(pictures, labels)
+def test_a_pixel_task_has_one_answer_per_image():
+    images, labels = torch.rand(4, 9), torch.tensor([0, 1, 2, 3])
+    task = pixels(images, labels)
     right = nn.functional.one_hot(labels, 10).float().unsqueeze(0)
     assert task.accuracy(right, labels) == 1
     assert task.loss(torch.zeros(1, 4, 10), labels).item() == pytest.approx(math.log(10))
@@ -185,8 +176,8 @@ def test_a_method_is_written_as_it_is_read(text):
 
 
 @pytest.mark.parametrize("text", ["", "unclipped", "rnn", "h-detach", "h-detach 2", "lstm 0.5"])
-def test_what_is_no_method_is_told_with_those_there_are(text):
-    with pytest.raises(ConfigError, match=f"no method '{text}'; one of lstm, h-detach"):
+def test_an_unknown_method_is_refused_with_a_list_of_methods(text):
+    with pytest.raises(ConfigError, match=f"no method '{text}'; choose from lstm, h-detach"):
         Method.parse(text)
 
 
@@ -209,7 +200,7 @@ def test_every_network_answers_for_the_last_steps_and_learns(cell):
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_h_detach_and_the_plain_lstm_begin_alike():
+def test_h_detach_and_the_plain_lstm_start_alike():
     networks = []
     for method in (Method("lstm"), Method("h-detach", 0.5), Method("c-detach", 0.5)):
         torch.manual_seed(1)
@@ -242,7 +233,7 @@ def test_zoneout_keeps_entries_in_training_and_takes_the_mean_afterwards():
         assert torch.allclose(found, wanted)
 
 
-def test_irnn_begins_as_the_identity():
+def test_irnn_starts_as_the_identity():
     network = irnn(1, 5)
     h = torch.rand(1, 3, 5)
     assert torch.equal(network(torch.zeros(9, 3, 1), h)[1], h)
@@ -273,7 +264,7 @@ def without_time(checks):
     return [replace(check, cpu_seconds=0, test_accuracy=0) for check in checks]
 
 
-def test_a_trial_broken_off_goes_on_as_if_it_had_not_been(tmp_path):
+def test_an_interrupted_trial_resumes_as_without_the_interruption(tmp_path):
     whole = outcome_of(tiny(tmp_path / "whole").trials()[0])
 
     def break_off(trial, check):
@@ -284,28 +275,30 @@ def test_a_trial_broken_off_goes_on_as_if_it_had_not_been(tmp_path):
     with pytest.raises(InterruptedError):
         run_trials([trial], break_off)
     assert read_outcome(trial) is None
-    assert without_time(outcome_of(trial).checks) == without_time(whole.checks)
+    assert without_time(outcome_of(trial).entries) == without_time(whole.entries)
 
 
-def test_a_trial_goes_on_when_steps_are_raised_and_is_told_up_to_the_steps_asked_for(tmp_path):
+def test_a_trial_resumes_when_steps_are_raised_and_is_reported_up_to_its_steps(tmp_path):
     whole = outcome_of(tiny(tmp_path / "whole").trials()[0])
     short, long = tiny(tmp_path, steps=4).trials()[0], tiny(tmp_path).trials()[0]
-    assert len(outcome_of(short).checks) == 2
+    assert len(outcome_of(short).entries) == 2
     assert read_outcome(long) is None
-    assert without_time(outcome_of(long).checks) == without_time(whole.checks)
-    assert len(read_outcome(short).checks) == 2
+    assert without_time(outcome_of(long).entries) == without_time(whole.entries)
+    assert len(read_outcome(short).entries) == 2
 
 
 def test_a_folder_with_a_trial_of_other_settings_is_refused(tmp_path):
     run_trials(tiny(tmp_path).trials())
-    with pytest.raises(ConfigError, match=r"holds a trial with another hidden; give another `out`"):
+    with pytest.raises(
+        ConfigError, match=r"a trial with other settings \(hidden\); give another --out"
+    ):
         run_trials(tiny(tmp_path, hidden=9).trials())
 
 
-def test_a_trial_ends_once_it_is_as_good_as_asked_for(tmp_path):
+def test_a_trial_ends_at_the_accuracy_of_stop_at(tmp_path):
     outcome = outcome_of(tiny(tmp_path, stop_at=1e-9, steps=100_000, batch=50).trials()[0])
-    assert outcome.checks[-1].accuracy > 0
-    assert outcome.checks[-1].step < 100_000
+    assert outcome.entries[-1].accuracy > 0
+    assert outcome.entries[-1].step < 100_000
 
 
 def test_the_last_steps_are_trained_without_h_detach(tmp_path):
@@ -341,7 +334,9 @@ def test_trainings_stacked_are_the_same_trainings(tmp_path, task):
     run_trials(together)
     for one, alone in zip(together, tiny(tmp_path / "alone", **changes).trials(), strict=True):
         run_trials([alone])
-        for found, wanted in zip(read_outcome(one).checks, read_outcome(alone).checks, strict=True):
+        for found, wanted in zip(
+            read_outcome(one).entries, read_outcome(alone).entries, strict=True
+        ):
             assert found.train_loss == pytest.approx(wanted.train_loss, rel=1e-4)
             assert found.largest_norm == pytest.approx(wanted.largest_norm, rel=1e-3)
             assert found.val_loss == pytest.approx(wanted.val_loss, rel=1e-3)
@@ -382,8 +377,8 @@ def test_a_stacked_training_that_diverges_does_not_disturb_the_others(tmp_path):
     with torch.no_grad():
         trainings[0].network.answer.weight.fill_(math.inf)
     one, other = train_together(trainings, 3)
-    assert not one.finite
-    assert other.finite
+    assert not math.isfinite(one.largest_norm)
+    assert math.isfinite(other.largest_norm)
     assert all(weight.isfinite().all() for weight in trainings[1].network.parameters())
 
 
@@ -392,9 +387,9 @@ def test_the_test_split_is_judged_where_validation_was_best(tmp_path):
         tiny(tmp_path, task="digits", methods=("lstm",), rates=(0.01,), steps=60, check_steps=20,
              batch=20).trials()[0]
     )  # fmt: skip
-    test = {check.accuracy: check.test_accuracy for check in reversed(outcome.checks)}
-    assert outcome.checks[-1].test_accuracy == test[outcome.best.accuracy]
-    assert not math.isnan(outcome.best.test_accuracy)
+    test = {check.accuracy: check.test_accuracy for check in reversed(outcome.entries)}
+    assert outcome.entries[-1].test_accuracy == test[best_check(outcome).accuracy]
+    assert not math.isnan(best_check(outcome).test_accuracy)
 
 
 @pytest.mark.slow
@@ -415,11 +410,11 @@ def test_transfer_at_the_trained_length_is_about_the_validation_accuracy(tmp_pat
     run_trials(experiment.trials())
     outcome = read_outcome(experiment.trials()[0])
     (by_length,) = transfer(experiment.trials(), [3, 8]).values()
-    assert by_length[3] == pytest.approx([outcome.best.accuracy], abs=0.02)
+    assert by_length[3] == pytest.approx([best_check(outcome).accuracy], abs=0.02)
     assert set(by_length) == {3, 8}
 
 
-def test_gradients_of_all_seeds_are_told_together(tmp_path):
+def test_gradients_of_all_seeds_are_pooled(tmp_path):
     experiment = tiny(tmp_path, task="copying", methods=("lstm",), seeds=(1, 2), steps=2)
     run_trials(experiment.trials())
     both, singular = copying_lags(experiment.trials(), 4)
@@ -435,12 +430,12 @@ def test_gradients_of_all_seeds_are_told_together(tmp_path):
 def test_gradients_without_an_lstm_are_refused(tmp_path):
     experiment = tiny(tmp_path, task="copying", methods=("gru",), steps=2)
     run_trials(experiment.trials())
-    with pytest.raises(ConfigError, match="none of these trials is an lstm"):
+    with pytest.raises(ConfigError, match="no trained lstm or h-detach"):
         copying_lags(experiment.trials(), 2)
 
 
 def test_transfer_of_another_task_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="this is for `task: copying`, not adding"):
+    with pytest.raises(ConfigError, match="task is adding; this command needs `task: copying`"):
         transfer(tiny(tmp_path).trials(), [5])
 
 
@@ -470,12 +465,12 @@ def test_a_row_counts_the_solved_and_takes_the_median_over_all_seeds():
     assert (gru.solved, gru.steps) == (0, math.inf)
 
 
-def test_what_counts_as_solved_can_be_said():
+def test_the_accuracy_that_counts_as_solved_can_be_set():
     (row,) = rows([outcome("lstm", 1, [0.2, 0.3, 0.4]), outcome("lstm", 2, [0.1])], solved=0.3)
     assert (row.solved, row.steps) == (1, math.inf)
 
 
-def test_several_rates_are_also_told_together():
+def test_several_rates_are_also_reported_together():
     found = [outcome("lstm", 1, [0.5, 1.0]), outcome("lstm", 1, [0.3], rates=(1e-2,))]
     assert [(row.rate, row.trials, row.solved) for row in rows(found)] == [
         (1e-3, 1, 1), (1e-2, 1, 0), (None, 2, 1),
@@ -500,14 +495,14 @@ def test_methods_are_compared_with_the_first_seed_by_seed():
     assert "+19.7 ± 24.8" in pairs_table([pair])
 
 
-def test_a_method_that_diverged_at_once_has_got_nothing_right():
+def test_a_method_that_diverged_at_once_has_an_accuracy_of_0():
     (pair,) = pairs([outcome("lstm", 1, [0.4]), outcome("gru", 1, [])])
     assert pair.differences == [-0.4]
 
 
 def test_of_a_task_with_a_test_split_the_test_counts():
     tested = outcome("gru", 1, [0.9])
-    tested = replace(tested, checks=[replace(tested.checks[0], test_accuracy=0.7)])
+    tested = replace(tested, entries=[replace(tested.entries[0], test_accuracy=0.7)])
     (pair,) = pairs([outcome("lstm", 1, [0.5]), tested])
     assert pair.differences == pytest.approx([0.2])
 
@@ -517,11 +512,11 @@ def test_a_curve_keeps_the_last_accuracy_of_a_trial_that_ended():
     assert [accuracy_at(trial, step) for step in (5, 10, 19, 20, 100)] == [0, 0.5, 0.5, 1, 1]
 
 
-def test_the_command_trains_reports_and_writes_tables_and_pictures(tmp_path, capsys):
+def test_the_command_trains_reports_and_writes_tables_and_plots(tmp_path, capsys):
     given = options(tiny(tmp_path, task="copying", methods=("lstm", "gru"), seeds=(1, 2)))
     assert main(["train", *given]) == 0
-    picture = tmp_path / "curves.png"
-    assert main(["report", *given, "--plot", str(picture)]) == 0
+    plot = tmp_path / "curves.png"
+    assert main(["report", *given, "--plot", str(plot)]) == 0
     told = capsys.readouterr().out
     assert "trials finished: 4 of 4" in told
     assert "Seed by seed" in told
@@ -533,38 +528,17 @@ def test_the_command_trains_reports_and_writes_tables_and_pictures(tmp_path, cap
     other = tmp_path / "transfer.png"
     assert main(["transfer", *given, "--lengths=[3,6]", "--plot", str(other)]) == 0
     assert "T = 3" in capsys.readouterr().out
-    assert picture.stat().st_size > 1000 < other.stat().st_size
+    assert plot.stat().st_size > 1000 < other.stat().st_size
     assert main(["gradients", *given, "--lags=[1,9]", "--sequences=4"]) == 0
     told = capsys.readouterr().out
     assert "untrained" in told
     assert told.count("lstm") == 1 + 2 + 1  # the command; two lags and W_hh
 
 
-@pytest.mark.parametrize(
-    ("given", "complaint"),
-    [
-        (["run"], "no command 'run'; choose from train, report, transfer, gradients"),
-        (["report", "--out=nowhere"], "no trial in nowhere is finished yet"),
-        (["train", "--methods=[lstmm]"], "no method 'lstmm'"),
-        (["train", "--seeds=[]"], "seeds is empty"),
-        (["report", "--solved=99"], "solved is 99.0; it must be above 0 and at most 1"),
-        (["train", "--steps=0"], "steps is 0; it must be >= 1"),
-        (["train", "--lenght=3"], "did you mean --length?"),
-        (["report", "--plot=a.txt"], "'a.txt'"),
-    ],
-)
-def test_a_wrong_option_is_one_line_and_exit_code_1(given, complaint, capsys):
-    assert main(given) == 1
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
-    assert complaint in told
-
-
 def test_every_shipped_config_is_an_experiment():
     from pathlib import Path
 
-    from captioner.cli.parsing import SettingsParser
+    from captioner.cli.settings import SettingsParser
 
     folder = Path(__file__).resolve().parents[2] / "configs" / "memory"
     files = sorted(folder.glob("*.yaml"))

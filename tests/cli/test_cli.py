@@ -16,7 +16,7 @@ from tiny import CAPTIONS, MODEL, write_checkpoint
 
 import captioner
 from captioner.checkpoint import Checkpoint, load, save
-from captioner.cli.commands import main
+from captioner.cli import main
 from captioner.cli.parsing import exit_code
 from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data.vocabulary import Vocabulary

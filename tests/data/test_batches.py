@@ -13,9 +13,9 @@ def rows_of(batch) -> list[tuple[list[int], list[int]]]:
     """The inputs and targets of each row, in the order of the captions."""
     rows: list[tuple[list[int], list[int]]] = [([], []) for _ in batch.order]
     place = 0
-    for size in batch.batch_sizes:
+    for size in batch.captions.batch_sizes:
         for row in range(size):
-            rows[row][0].append(int(batch.inputs[place + row]))
+            rows[row][0].append(int(batch.captions.inputs[place + row]))
             rows[row][1].append(int(batch.targets[place + row]))
         place += size
     return [rows[batch.order.tolist().index(number)] for number in range(len(rows))]
@@ -30,8 +30,8 @@ def test_a_caption_cut_at_max_words_does_not_end_there():
         ([BOS, 8], [8, EOS]),
         ([BOS, 9], [9, 9]),
     ]
-    assert batch.batch_sizes == [4, 4, 1]  # longest first
-    assert batch.image.tolist() == [0, 0, 1, 1]
+    assert batch.captions.batch_sizes == [4, 4, 1]  # longest first
+    assert batch.captions.image.tolist() == [0, 0, 1, 1]
 
 
 def test_without_a_bound_every_caption_ends():

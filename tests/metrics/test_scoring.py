@@ -9,7 +9,7 @@ from PIL import Image
 from tiny import CAPTIONS, CELLS, DIM, MODEL, make_data
 
 from captioner.checkpoint import Checkpoint, save
-from captioner.cli.commands import main
+from captioner.cli import main
 from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data.vocabulary import Vocabulary
 from captioner.model.decoder import make_decoder

@@ -10,7 +10,7 @@ from torch.nn.utils import parameters_to_vector
 from captioner.data.dataset import pack
 from captioner.model import attention as additive
 from captioner.model.attention import Places
-from captioner.model.decoder import DECODERS, Teacher, make_decoder
+from captioner.model.decoder import DECODERS, make_decoder
 
 V = 20
 CAPTIONS = [[[5, 6, 7, 8, 9], [4, 5]], [[10, 11, 12]], [[13]]]
@@ -25,16 +25,18 @@ def decoder_of(name, **settings):
 def run(decoder, features, captions, **settings):
     batch = pack(features, captions)
     torch.manual_seed(1)
-    teacher = Teacher(batch.inputs, batch.batch_sizes, batch.image)
-    return decoder(features, teacher, **settings), batch
+    return decoder(features, batch.captions, **settings), batch
 
 
 def token_losses(prediction, batch):
     """Loss of every caption, in the order of the rows."""
     losses = torch.nn.functional.cross_entropy(
         prediction.logits, batch.targets, reduction="none"
-    ).split(batch.batch_sizes)
-    return [sum(step[row] for step in losses if row < len(step)) for row in range(len(batch.image))]
+    ).split(batch.captions.batch_sizes)
+    return [
+        sum(step[row] for step in losses if row < len(step))
+        for row in range(len(batch.captions.image))
+    ]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -53,7 +55,7 @@ def test_writing_step_by_step_gives_the_logits_of_the_whole_caption_at_once(name
     prediction, batch = run(decoder, features, [[[5, 6, 7]]])
     memory, state = decoder.start(features)
     image = torch.tensor([0])
-    for token, wanted in zip(batch.inputs, prediction.logits, strict=True):
+    for token, wanted in zip(batch.captions.inputs, prediction.logits, strict=True):
         logits, state, attention = decoder.step(memory, token.view(1), state, image)
         torch.testing.assert_close(logits[0], wanted)
         if attention is not None:
@@ -156,7 +158,7 @@ def test_adaptive_attention_follows_the_equations_of_the_paper():
     values = decoder.project(features[0]).relu()  # (L, H)
     whole = decoder.whole(features[0].mean(0)).relu()
     h = c = values.new_zeros(1, MODEL.hidden_dim)
-    for token, wanted in zip(batch.inputs, prediction.logits, strict=True):
+    for token, wanted in zip(batch.captions.inputs, prediction.logits, strict=True):
         x = torch.cat([decoder.embed(token), whole])[None]
         gate = (decoder.sentinel_x(x) + decoder.sentinel_h(h)).sigmoid()
         _, (h, c) = decoder.core(x[None], (h[None], c[None]))
@@ -174,7 +176,7 @@ def test_scheduled_sampling_at_zero_is_teacher_forcing_and_at_one_is_not(name):
     decoder, features = decoder_of(name), random_features(3)
     plain, _ = run(decoder, features, CAPTIONS)
     own, batch = run(decoder, features, CAPTIONS, sampling_prob=1.0)
-    first = batch.batch_sizes[0]
+    first = batch.captions.batch_sizes[0]
     torch.testing.assert_close(plain.logits[:first], own.logits[:first])
     assert not torch.allclose(plain.logits[first:], own.logits[first:])
 

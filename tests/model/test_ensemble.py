@@ -12,7 +12,7 @@ from tiny import CAPTIONS, DIM, MODEL, make_data, random_features
 
 import captioner
 from captioner.checkpoint import Checkpoint, save
-from captioner.cli.commands import main
+from captioner.cli import main
 from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data.dataset import CaptionDataset
 from captioner.data.vocabulary import BOS, EOS, UNWRITTEN, Vocabulary

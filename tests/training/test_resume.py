@@ -1,4 +1,4 @@
-"""What a run is: its data by content, its settings; what may change when it goes on, what not."""
+"""Resuming and starting: which changes of data and settings are allowed, which refused."""
 
 import json
 import shutil
@@ -15,12 +15,14 @@ from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data.dataset import CaptionDataset
 from captioner.data.fingerprint import PARTS, differences, fingerprint
 from captioner.data.vocabulary import Vocabulary
-from captioner.errors import CheckpointError, ConfigError, DataError
+from captioner.errors import CheckpointError, ConfigError, DataError, DivergenceError
 from captioner.model.decoder import make_decoder
 from captioner.model.encoder import Encoder
+from captioner.training.checks import leave_out_missing
 from captioner.training.log import read_log
-from captioner.training.loop import _checkpoint, train
-from captioner.training.run import leave_out_missing, prepare, save_run
+from captioner.training.loop import train
+from captioner.training.resume import save_run
+from captioner.training.run import prepare
 
 
 def edit(path, change):
@@ -100,7 +102,7 @@ def test_a_run_is_not_resumed_on_data_of_the_same_size_with_another_content(tmp_
     begun(config)
     prepare(config, resume=True)
     CHANGES[part](data)
-    with pytest.raises(ConfigError, match=f"begun with other data; {part} of .*data are not those"):
+    with pytest.raises(ConfigError, match=f"begun with other data, the {part} of .*data changed"):
         prepare(config, resume=True)
 
 
@@ -112,7 +114,7 @@ def test_of_several_data_folders_the_one_that_differs_is_named(tmp_path):
     with pytest.raises(ConfigError, match="begun with 2 data folders, now there are 1"):
         prepare(replace(config, data=folders[:1]), resume=True)
     swap_splits(tmp_path / "two")
-    with pytest.raises(ConfigError, match=r"splits of .*two are not those of then"):
+    with pytest.raises(ConfigError, match=r"splits of .*two changed"):
         prepare(config, resume=True)
 
 
@@ -148,7 +150,7 @@ def test_a_state_saved_by_an_older_version_is_resumed(tmp_path):
 def test_a_state_that_is_not_this_runs_says_how_to_go_on_and_that_works(tmp_path):
     config = make_config(make_data(tmp_path / "data"), tmp_path / "run")
     run = begun(config)
-    checkpoints.save(_checkpoint(run, run.network), tmp_path / "run" / "last")
+    checkpoints.save(run.checkpoint(run.network), tmp_path / "run" / "last")
     whole = checkpoints.load_state(tmp_path / "run" / "state.pt")
     for state in ({"weights": torch.zeros(2)}, {"settings": 3}, {**whole, "network": {}}):
         checkpoints.save_state(state, tmp_path / "run" / "state.pt")
@@ -171,8 +173,10 @@ def test_a_rate_changed_on_resume_keeps_the_encoders_share_as_it_is_set(tmp_path
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_prolonged_at_another_rate_and_the_log_tells(tmp_path, monkeypatch):
-    monkeypatch.setattr("captioner.training.loop.validation_cider", lambda *_: 0.0)
+def test_a_finished_run_is_prolonged_at_another_rate_and_the_change_is_logged(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr("captioner.training.validation.validation_cider", lambda *_: 0.0)
     monkeypatch.setattr("captioner.training.log.STEPS_BETWEEN_LINES", 1)
     config = make_config(make_data(tmp_path / "data"), tmp_path / "run", epochs=1, clip=5)
     train(config, show_progress=False)
@@ -197,26 +201,24 @@ def test_a_finished_run_is_prolonged_at_another_rate_and_the_log_tells(tmp_path,
 
 @pytest.mark.slow
 def test_the_advice_after_a_divergence_works(tmp_path, monkeypatch):
-    monkeypatch.setattr("captioner.training.loop.validation_cider", lambda *_: 0.0)
+    monkeypatch.setattr("captioner.training.validation.validation_cider", lambda *_: 0.0)
     config = make_config(make_data(tmp_path / "data"), tmp_path / "run", epochs=1)
     train(config, show_progress=False)
     longer = replace(config, train=replace(config.train, epochs=2))
-    with monkeypatch.context() as patch:
-        patch.setattr("captioner.training.loop._clip", lambda *_: float("nan"))
-        with pytest.raises(ConfigError, match=r"with --resume$"):
-            train(longer, resume=True, show_progress=False)
+    diverging = replace(longer, train=replace(longer.train, learning_rate=1e38))
+    with pytest.raises(DivergenceError, match=r"step 4; .* with --resume$"):
+        train(diverging, resume=True, show_progress=False)
     lower = replace(longer, train=replace(longer.train, learning_rate=1e-4, clip=0.1))
     assert train(lower, resume=True, show_progress=False).epochs == 2
     fresh = replace(config, out=str(tmp_path / "fresh"))
-    with monkeypatch.context() as patch:
-        patch.setattr("captioner.training.loop._clip", lambda *_: float("nan"))
-        with pytest.raises(ConfigError, match=r"start again$"):
-            train(fresh, show_progress=False)
+    diverging = replace(fresh, train=replace(fresh.train, learning_rate=1e38))
+    with pytest.raises(DivergenceError, match=r"step 2; .* start again$"):
+        train(diverging, show_progress=False)
     assert train(fresh, show_progress=False).epochs == 1
 
 
 @pytest.mark.slow
-def test_where_cider_is_always_0_the_loss_chooses_the_model_and_it_is_said(tmp_path, caplog):
+def test_if_cider_is_always_0_the_loss_chooses_the_model_with_a_warning(tmp_path, caplog):
     data = make_data(tmp_path / "data")
     # One validation image: its CIDEr is 0 whatever the caption.
     edit(data / "examples.json", lambda entries: entries[:7])
@@ -264,7 +266,7 @@ def has_weights_of(path, cnn):
 def test_a_checkpoint_holds_the_trained_cnn_its_features_were_made_with(
     tmp_path, monkeypatch, cnn, source
 ):
-    monkeypatch.setattr("captioner.training.loop.validation_cider", lambda *_: 0.0)
+    monkeypatch.setattr("captioner.training.validation.validation_cider", lambda *_: 0.0)
     encoder, named = cnn
     data = data_of(tmp_path / "data", named)
     config = make_config(data, tmp_path / "run", epochs=1)
@@ -331,12 +333,12 @@ def test_training_does_not_start_from_a_checkpoint_that_has_learnt_what_validate
     prepare(config, resume=False)
 
 
-def test_missing_photographs_are_left_out_counted_and_named(tmp_path, caplog):
+def test_missing_images_are_left_out_counted_and_named(tmp_path, caplog):
     dataset = CaptionDataset(make_data(tmp_path / "data"), "train")
     images = tmp_path / "images"
     images.mkdir()
     with pytest.raises(
-        DataError, match=r"no photograph at .*0.jpg, nor at any .* the 6 train .* as --images"
+        DataError, match=r"none of the 6 train images .*0.jpg; give the folder .* as --images"
     ):
         leave_out_missing(dataset, [images])
     for example in dataset.examples:

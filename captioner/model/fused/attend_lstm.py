@@ -6,8 +6,7 @@ CPUs; `ShowAttendTell.forward` has the definition, step by step.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,15 +16,8 @@ from captioner.model.attention import Places, additive_scores, additive_scores_b
 from captioner.model.fused.buffers import reused
 from captioner.model.lstm import lstm_cell_, lstm_cell_backward_
 
-
-@dataclass(frozen=True)
-class Rows:
-    """What the recurrence must know of the captions: packed rows, longest first."""
-
-    image: Tensor  # (rows,) picture of each row
-    batch_sizes: list[int]  # rows alive at each step
-    blocked: list[bool]  # steps at which h enters the LSTM as a constant
-    detach_attention: bool  # at those also on its way into the attention
+if TYPE_CHECKING:
+    from captioner.model.decoder import PackedCaptions
 
 
 class AttendRecurrence(torch.autograd.Function):
@@ -33,7 +25,8 @@ class AttendRecurrence(torch.autograd.Function):
 
     Inputs: word embeddings (tokens, E); keys (B, L, A), doubled as for `AdditiveScores`; values
     (B, L, D); h and c (rows, H); the weights of query (A, H), gate (D, H) and its bias, score (A,),
-    and of the LSTM over [word, context], with both biases in one.
+    and of the LSTM over [word, context], with both biases in one. At a `blocked` step h enters the
+    LSTM as a constant, and with `detach_attention` also the attention.
     """
 
     @staticmethod
@@ -51,7 +44,9 @@ class AttendRecurrence(torch.autograd.Function):
         weight_ih: Tensor,
         weight_hh: Tensor,
         bias: Tensor,
-        rows: Rows,
+        captions: PackedCaptions,
+        blocked: list[bool],
+        detach_attention: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         tokens, E, H, D = len(words), words.shape[1], h.shape[1], values.shape[2]
         all_gates = reused(tokens, 4 * H, like=words)
@@ -59,17 +54,17 @@ class AttendRecurrence(torch.autograd.Function):
         kept = [reused(tokens, X, like=words) for X in (H, H, len(query), D, D)]
         hidden, context = reused(tokens, H, like=words), reused(tokens, D, like=words)
         attention = words.new_empty(tokens, values.shape[1])
-        places = Places.of(rows.image, len(values))
+        places = Places.of(captions.image, len(values))
         doubled = 2 * score
         before = h, c
         buffers = (all_gates, *kept, hidden, context, attention)
-        for step in zip(*(b.split(rows.batch_sizes) for b in buffers), strict=True):
+        for step in zip(*(b.split(captions.batch_sizes) for b in buffers), strict=True):
             gates, cell, squashed, q, opened, seen, next_h, z, looked = step
             n = len(gates)
             h, c = h[:n], c[:n]
             torch.mm(h, query.t(), out=q).mul_(2)
             torch.addmm(gate_bias, h, gate.t(), out=opened).sigmoid_()
-            scores = additive_scores(keys, q, doubled, rows.image[:n])
+            scores = additive_scores(keys, q, doubled, captions.image[:n])
             torch.softmax(scores, -1, out=looked)
             seen.copy_(places.first(n).weighted_sum(looked, values))
             torch.mul(opened, seen, out=z)
@@ -80,7 +75,8 @@ class AttendRecurrence(torch.autograd.Function):
             words, keys, values, *before, query, gate, score, weight_ih, weight_hh,
             hidden, context, attention,
         )  # fmt: skip
-        ctx.rows, ctx.places, ctx.kept = rows, places, (all_gates, *kept)
+        ctx.captions, ctx.places, ctx.kept = captions, places, (all_gates, *kept)
+        ctx.blocked, ctx.detach_attention = blocked, detach_attention
         ctx.set_materialize_grads(False)
         return hidden, context, attention
 
@@ -91,7 +87,7 @@ class AttendRecurrence(torch.autograd.Function):
             words, keys, values, h0, c0, query, gate, score, weight_ih, weight_hh,
             hidden, context, attention,
         ) = ctx.saved_tensors  # fmt: skip
-        rows, places, sizes = ctx.rows, ctx.places, ctx.rows.batch_sizes
+        captions, places, sizes = ctx.captions, ctx.places, ctx.captions.batch_sizes
         E, doubled = words.shape[1], 2 * score
         gates, cells, squashed, q, opened, seen = (kept.split(sizes) for kept in ctx.kept)
         d_gates, d_q, d_opened, d_seen = made = [
@@ -125,14 +121,14 @@ class AttendRecurrence(torch.autograd.Function):
             d_scores = d_looked.mul_(looked[t])
             step_q.copy_(
                 additive_scores_backward(
-                    d_scores, keys, q[t], doubled, rows.image[:n], d_keys, d_score
+                    d_scores, keys, q[t], doubled, captions.image[:n], d_keys, d_score
                 )
             ).mul_(2)
-            if rows.blocked[t]:
+            if ctx.blocked[t]:
                 dh_t.zero_()
             else:
                 torch.mm(step_gates, weight_hh, out=dh_t)
-            if not (rows.blocked[t] and rows.detach_attention):
+            if not (ctx.blocked[t] and ctx.detach_attention):
                 dh_t.addmm_(step_q, query).addmm_(step_opened, gate)
 
         h_before = [h0, *hidden.split(sizes)]
@@ -142,8 +138,7 @@ class AttendRecurrence(torch.autograd.Function):
         torch.mm(d_gates.t(), context, out=d_weight_ih[:, E:])
         d_values = None
         if ctx.needs_input_grad[2]:
-            image = torch.cat([rows.image[:n] for n in sizes])
-            tokens = Places.of(image, len(values))
+            tokens = Places.of(captions.image_of_token, len(values))
             d_values = torch.bmm(tokens.spread(attention).transpose(1, 2), tokens.spread(d_seen))
         return (
             d_gates @ weight_ih[:, :E],
@@ -158,5 +153,5 @@ class AttendRecurrence(torch.autograd.Function):
             d_weight_ih,
             d_gates.t() @ all_before,
             d_gates.sum(0),
-            None,
+            *(None,) * 3,
         )

@@ -1,61 +1,55 @@
-"""The trainings of the captioning study: what is varied, each run once and remembered."""
+"""The trials of the captioning study: what is varied, and each training, run once."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
-import torch
-
+from benchmarks import trials
 from benchmarks.captioning_study.variants import known_variants
-from benchmarks.locks import locked
-from benchmarks.reporting import machine
+from benchmarks.reporting import CPU
+from captioner.cli.signals import stop_requested
 from captioner.config import Config, DecodeConfig, ModelConfig, TrainConfig
-from captioner.errors import ConfigError
-from captioner.files import read_json, write_text
+from captioner.errors import DivergenceError
 from captioner.training.log import read_log
 from captioner.training.loop import train
 
 PLAIN, BASE = "p = 0", "recipe"
-LATE = "show_tell"  # looks at the picture late: half as many epochs again, at half the cost each
+LATE = "show_tell"  # learns later: 1.5 times the epochs, at half the cost per epoch
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of the study: where it stands in the tables, and its settings."""
+    """One training of the study: its place in the tables, and its settings."""
 
-    family: str  # trials whose plain curves set the score that is to be reached
+    family: str  # trials with one target score, set by their plain curves
     panel: str  # trials that differ in `setting` and seed only
     setting: str
-    against: str  # the setting of the same panel and seed it is compared with
+    against: str  # setting to compare with, at the same panel and seed
     config: Config
 
     @property
     def seed(self) -> int:
-        """Of weights, order, dropout and detach draws."""
+        """The seed of weights, order, dropout and blocked steps."""
         return self.config.train.seed
 
     @property
     def folder(self) -> Path:
-        """An ordinary run, and `trial.json` once it is over."""
+        """The folder of an ordinary run, with `trial.json` once it is over."""
         return Path(self.config.out)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What its figures depend on, wherever its folder and its data lie."""
+        return {**asdict(self.config), "out": "", "data": Path(self.config.folders[0]).name}
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a trial gave: entries of its log, an epoch each, and how it ended."""
 
-    trial: Trial
-    epochs: Sequence[dict[str, float]]
-    diverged: str  # why it is counted as diverged, empty if it is not
-    cpu_seconds: float  # an epoch, of the process that finished it; Java is not in it
-    machine: dict[str, str]
+Outcome: TypeAlias = trials.Outcome[Trial, dict[str, float]]  # an entry of the log per epoch
 
 
 def detach_plan(
@@ -67,12 +61,12 @@ def detach_plan(
     seeds: Sequence[int],
     detach_attention: bool = False,
 ) -> list[Trial]:
-    """Every combination once, seed by seed, so that a study cut short is a smaller whole one.
+    """Plan every combination, seed by seed, so that an interrupted study can be reported.
 
-    LATE trains for half as many epochs again. With `detach_attention` the trials are compared with
-    those of the same p without.
+    LATE trains for 1.5 times the epochs. Trials with `detach_attention` are compared with those of
+    the same p without it.
     """
-    trials = []
+    planned = []
     for seed, decoder, rate, prob in product(seeds, decoders, rates, probs):
         plain = f"p = {prob:g}"
         folder = f"{decoder}-rate{rate:g}-p{prob:g}{'-attention' * detach_attention}-seed{seed}"
@@ -80,19 +74,14 @@ def detach_plan(
             "learning_rate": rate, "detach_prob": prob, "detach_attention": detach_attention,
             "seed": seed, "epochs": base.train.epochs * (3 if decoder == LATE else 2) // 2,
         }  # fmt: skip
-        trials.append(
-            Trial(
-                family=decoder,
-                panel=f"{decoder}, rate {rate:g}",
-                setting=plain + (", attention too" if detach_attention else ""),
-                against=plain if detach_attention else PLAIN,
-                config=_changed(base, folder, {"decoder": decoder}, changes),
-            )
-        )
-    return trials
+        config = _changed(base, folder, {"decoder": decoder}, changes)
+        setting = plain + (", attention too" if detach_attention else "")
+        against = plain if detach_attention else PLAIN
+        planned.append(Trial(decoder, f"{decoder}, rate {rate:g}", setting, against, config))
+    return planned
 
 
-# Name, changes of the model, changes of the training.
+# Name, changes to the model settings, changes to the training settings.
 INGREDIENTS: tuple[tuple[str, dict[str, Any], dict[str, Any]], ...] = (
     (BASE, {}, {}),
     ("no label smoothing", {}, {"label_smoothing": 0.0}),
@@ -116,75 +105,65 @@ FINE_GRID = "finer grid"  # has data of its own, as another encoder has
 def ingredients_plan(
     base: Config, names: Sequence[str], seeds: Sequence[int], other_data: Mapping[str, Path]
 ) -> list[Trial]:
-    """The recipe, and the recipe with one thing changed, seed by seed.
+    """Plan the recipe, and the recipe with one change, seed by seed.
 
-    Names of `other_data` are settings, too: the recipe on that data.
+    A name of `other_data` is the recipe on that data.
     """
     changes = {name: (model, train) for name, model, train in INGREDIENTS}
-    trials = []
+    planned = []
     for seed in seeds:
         for name in names:
             model, train = changes.get(name, ({}, {}))
             folder = f"{name.replace(' ', '-')}-seed{seed}"
             config = _changed(base, folder, model, {**train, "seed": seed})
             config = replace(config, data=str(other_data.get(name, config.data)))
-            trials.append(Trial("recipe", "recipe", name, BASE, config))
-    return trials
+            planned.append(Trial("recipe", "recipe", name, BASE, config))
+    return planned
 
 
 def run_trial(trial: Trial) -> None:
-    """Train it, or go on with it, and note how it ended; nothing if that is done or being done.
+    """Train or resume a trial and record how it ended; skip it if it is over or under way.
 
     Raises ConfigError if the folder holds a trial of other settings.
     """
-    trial.folder.mkdir(parents=True, exist_ok=True)
-    with locked(trial.folder / "lock", wait=False) as mine, known_variants():
+    with trials.locked(trial.folder / "lock", wait=False) as mine, known_variants():
         if not mine or read_outcome(trial) is not None:
             return
         epochs, start, diverged = len(_epochs(trial.folder)), time.process_time(), ""
         resume = (trial.folder / "state.pt").exists()
         try:
-            train(trial.config, resume=resume, show_progress=False)
-        except ConfigError as error:
-            if "training diverged" not in str(error):
-                raise
+            with stop_requested() as stop:
+                train(trial.config, resume=resume, show_progress=False, stop=stop)
+        except DivergenceError as error:
             diverged = str(error)
         done = len(_epochs(trial.folder)) - epochs
-        note = {
-            "settings": settings_of(trial.config),
-            "diverged": diverged,
-            "cpu_seconds": (time.process_time() - start) / done if done > 0 else None,
-            "machine": machine(trial.folder.name, torch.device("cpu")),
-        }
-        write_text(trial.folder / "trial.json", json.dumps(note, indent=1) + "\n")
+        cpu_seconds = (time.process_time() - start) / done if done > 0 else None
+        trials.write_record(trial, diverged, CPU, cpu_seconds=cpu_seconds)
 
 
 def read_outcome(trial: Trial) -> Outcome | None:
-    """What the trial gave, None while it is not over.
+    """Read a trial's epochs, None while it is not over.
 
     A loss that ends higher than after the first epoch is a divergence, too. Raises ConfigError if
     the folder holds a trial of other settings.
     """
-    path = trial.folder / "trial.json"
-    if not path.exists():
+    record = trials.read_record(trial, _with_defaults)
+    if record is None:
         return None
-    note = read_json(path)
-    if _with_defaults(note["settings"]) != settings_of(trial.config):
-        raise ConfigError(f"{trial.folder} holds a trial of other settings; give another --out")
-    epochs = _epochs(trial.folder)
-    diverged = note["diverged"]
+    epochs, diverged = _epochs(trial.folder), record["diverged"]
     if not diverged and not epochs[-1]["train_loss"] <= epochs[0]["train_loss"]:
         diverged = "the training loss ended higher than it began"
-    return Outcome(trial, epochs, diverged, note["cpu_seconds"] or math.nan, note["machine"])
+    cpu_seconds = record["cpu_seconds"] or math.nan
+    return Outcome(trial, epochs, diverged, record["machine"], cpu_seconds)
 
 
 def base_config(
     data: Path, out: Path, *, size: int, epochs: int, captions: int, rate: float, recipe: bool
 ) -> Config:
-    """What all trials of a study share: configs/own_data.yaml made smaller and faster to learn.
+    """Return the shared settings: configs/own_data.yaml, smaller and with a higher learning rate.
 
-    Without `recipe` little but h-detach helps the decoder: less dropout, no label smoothing, no
-    running average, no mirrored pictures.
+    Without `recipe` there is less dropout and no label smoothing, running average or mirrored
+    images, so that the effect of h-detach stands out.
     """
     return Config(
         data=str(data),
@@ -214,13 +193,8 @@ def base_config(
     )
 
 
-def settings_of(config: Config) -> dict[str, Any]:
-    """What makes a trial what it is, wherever its folder and its data lie."""
-    return {**asdict(config), "out": "", "data": Path(config.folders[0]).name}
-
-
 def _with_defaults(settings: dict[str, Any]) -> dict[str, Any]:
-    """A setting that came after the trial was run stood at its default then."""
+    """Add the settings that are newer than the trial, at their defaults."""
     parts: dict[str, ModelConfig | TrainConfig | DecodeConfig] = {
         "model": ModelConfig(), "train": TrainConfig(), "decode": DecodeConfig(),
     }  # fmt: skip

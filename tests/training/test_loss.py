@@ -1,4 +1,4 @@
-"""What training minimises: equal to torch's cross-entropy, a piece at a time."""
+"""The loss that training minimises equals torch's, computed a piece at a time."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from captioner.data.vocabulary import BOS, EOS, PAD, UNK
 from captioner.model.decoder import Prediction
-from captioner.training import loss as objective
+from captioner.training import loss as module
 from captioner.training.loss import cross_entropy
 
 TOKENS, X, V = 9, 6, 11
@@ -23,7 +23,7 @@ def prediction():
 @pytest.mark.parametrize("pieces", [1, 3, TOKENS])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_cross_entropy_and_its_gradients_are_torchs_own(monkeypatch, pieces, smoothing):
-    monkeypatch.setattr(objective, "_PIECE", TOKENS * V // pieces)
+    monkeypatch.setattr(module, "_PIECE", TOKENS * V // pieces)
     made, targets = prediction()
     parts = [made.hidden, *made.out.parameters()]
     smoothed, plain = cross_entropy(made, targets, smoothing)
@@ -40,18 +40,20 @@ def test_cross_entropy_and_its_gradients_are_torchs_own(monkeypatch, pieces, smo
 
 
 @pytest.mark.parametrize("pieces", [1, 3, TOKENS])
-def test_a_drawn_token_counts_by_its_weight_among_the_words_that_can_be_drawn(monkeypatch, pieces):
-    monkeypatch.setattr(objective, "_PIECE", TOKENS * V // pieces)
+def test_a_sampled_token_counts_by_its_weight_among_the_words_that_can_be_sampled(
+    monkeypatch, pieces
+):
+    monkeypatch.setattr(module, "_PIECE", TOKENS * V // pieces)
     made, _ = prediction()
     targets = torch.randint(4, V, (TOKENS,))
     parts = [made.hidden, *made.out.parameters()]
     weights = torch.randn(TOKENS, dtype=torch.float64)
     weighted, plain = cross_entropy(made, targets, weights=weights, begins=4)
-    drawable = made.logits.index_fill(1, torch.tensor([PAD, BOS, UNK]), -torch.inf)
-    drawable = torch.cat(
-        [drawable[:4].index_fill(1, torch.tensor([EOS]), -torch.inf), drawable[4:]]
+    sampleable = made.logits.index_fill(1, torch.tensor([PAD, BOS, UNK]), -torch.inf)
+    sampleable = torch.cat(
+        [sampleable[:4].index_fill(1, torch.tensor([EOS]), -torch.inf), sampleable[4:]]
     )
-    each = F.cross_entropy(drawable, targets, reduction="none")
+    each = F.cross_entropy(sampleable, targets, reduction="none")
     wanted = (weights * each).mean()
     torch.testing.assert_close(weighted, wanted)
     torch.testing.assert_close(plain, each.mean())
@@ -62,7 +64,7 @@ def test_a_drawn_token_counts_by_its_weight_among_the_words_that_can_be_drawn(mo
 
 
 def test_no_logits_of_the_whole_batch_are_made(monkeypatch):
-    monkeypatch.setattr(objective, "_PIECE", 2 * V)
+    monkeypatch.setattr(module, "_PIECE", 2 * V)
     made, targets = prediction()
     largest = 0
 

@@ -1,7 +1,9 @@
-"""The benchmarks: baselines that compute the right thing, right counts, and the command."""
+"""The throughput benchmark: right baselines, right counts, items that run, and the command."""
 
+import ast
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +32,7 @@ from benchmarks.throughput.baselines import (
     padded_loss,
     tutorial_attend,
 )
-from benchmarks.throughput.items import ITEMS
+from benchmarks.throughput.items import FILES, ITEMS
 from benchmarks.throughput.measure import OURS, Figure, Item, Result, _growth_here
 from benchmarks.throughput.products import CoreSizes, DecoderSizes
 from captioner.data.dataset import pack
@@ -39,19 +41,17 @@ from captioner.model.decoder import DECODERS
 
 T, B, I, H, D, V = 5, 3, 4, 6, 7, 12
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
-def one_seed_and_the_same_threads_after():
+def one_seed():
     torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
 def batch():
-    """Two pictures of three cells with captions of unequal length."""
+    """Two images of three cells with captions of unequal length."""
     return pack(torch.randn(2, 3, D), [[[4, 5, 6, 7], [8]], [[9, 10], [4, 11, 5]]])
 
 
@@ -74,7 +74,7 @@ def test_every_loop_over_a_cell_gives_the_output_of_nn_lstm(kind):
         torch.testing.assert_close(CellLoop(cell, prob)(x), lstm(x)[0])
 
 
-def test_a_loop_that_always_detaches_sends_nothing_back_through_h():
+def test_a_loop_that_always_detaches_has_no_gradient_through_h():
     x = torch.randn(T, B, I, requires_grad=True)
     loop = CellLoop(nn.LSTMCell(I, H), 1.0)
     with torch.no_grad():
@@ -140,7 +140,7 @@ def test_the_count_for_show_tell_is_what_a_loop_multiplies():
     net = ShowTellNet(D, V, H, TwoProductCell)
     with FlopCounterMode(display=False) as counter:
         authors_show_tell(net, features, rows, 0.0).sum().backward()
-    sizes = DecoderSizes(pictures=3, captions=1, cells=1, dim=D, vocabulary=V, hidden=H)
+    sizes = DecoderSizes(images=3, captions=1, cells=1, dim=D, vocabulary=V, hidden=H)
     counted = products.train_show_tell(sizes, tokens=12, detach_prob=0.0)
     assert counter.get_total_flops() == counted - 2 * 3 * 4 * H * H
 
@@ -196,9 +196,9 @@ def test_the_growth_of_memory_is_that_of_the_runs_not_of_what_was_there():
 
 def test_a_quick_run_prints_the_table_and_writes_every_figure(tmp_path, capsys):
     written = tmp_path / "figures.json"
-    picture = tmp_path / "figures.png"
+    plot = tmp_path / "figures.png"
     options = ["--quick", "--only", "core-copying", "--rounds", "1"]
-    assert main([*options, "--json", str(written), "--plot", str(picture)]) == 0
+    assert main([*options, "--json", str(written), "--plot", str(plot)]) == 0
     printed = capsys.readouterr().out
     assert "core-copying" in printed
     assert "nn.LSTM" in printed
@@ -216,7 +216,21 @@ def test_a_quick_run_prints_the_table_and_writes_every_figure(tmp_path, capsys):
     for figure in item["speed"].values():
         assert 0 < figure["low"] <= figure["median"] <= figure["high"]
     assert item["share"] == pytest.approx(item["speed"][OURS]["median"] / item["bound"])
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_failing_item_costs_only_itself(monkeypatch, capsys):
+    def fail(quick, device):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(ITEMS, "core-copying", fail)
+    names = ["core-copying", "core-mnist"]
+    assert main(["--quick", "--rounds", "1", "--only", *names]) == 1
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert "core-copying  failed: RuntimeError: out of memory" in lines
+    assert any(line.startswith("core-mnist ") and "nn.LSTM" in line for line in lines)
+    assert "error: core-copying: not measured" in printed.err
 
 
 @pytest.mark.parametrize("name", [name for name in ITEMS if name.startswith("train-")])
@@ -240,20 +254,36 @@ def test_the_engines_are_compared_with_the_definition_and_nn_lstm():
     assert len(measure((4, 2, 3, 5), CPU, 1)) == len(ENGINES) + 1
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (["--only", "core-nothing"], "core-nothing"),
-        (["--rounds", "0"], "--rounds"),
-        (["--json", "/no/such/folder/f.json"], "/no/such/folder"),
-        (["--plot", "figures.txt"], "figures.txt"),
-        (["--sideways"], "--sideways"),
-    ],
-)
-def test_a_wrong_option_is_one_line_and_exit_code_1(options, said, capsys):
-    assert main(options) == 1
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    (line,) = printed.err.splitlines()
-    assert line.startswith("error: ")
-    assert said in line
+def test_the_files_that_items_read_are_there():
+    assert FILES
+    for paths in FILES.values():
+        for path in paths:
+            assert path.exists()
+            assert path.is_relative_to(ROOT)
+
+
+@pytest.mark.slow  # a minute
+@pytest.mark.parametrize("name", [name for name in ITEMS if not name.startswith("train-")])
+def test_every_item_runs_on_every_side_and_in_its_stages(name):
+    item = ITEMS[name](True, CPU)
+    for build in item.sides.values():
+        build()()
+    if item.stages:
+        assert min(item.stages()().values()) >= 0
+
+
+def test_a_missing_file_is_found_before_anything_is_measured(tmp_path, monkeypatch, error_of):
+    monkeypatch.setitem(FILES, "photo", (tmp_path / "gone.jpg",))
+    assert "gone.jpg, which is missing" in error_of(main, ["--quick"])
+
+
+def test_every_path_made_from_a_source_files_own_place_exists():
+    """`parents[n]` is right only until a folder moves: each must lead to the checkout's top."""
+    for folder in ("benchmarks", "captioner", "data_prep", "app"):
+        for source in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(source.read_text("utf-8"))):
+                if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith(
+                    "Path(__file__).resolve().parents"
+                ):
+                    assert isinstance(node.slice, ast.Constant)
+                    assert source.resolve().parents[node.slice.value] == ROOT, source

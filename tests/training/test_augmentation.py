@@ -1,4 +1,4 @@
-"""Training the CNN, too: what it reads, that it learns, and that it comes back as it was."""
+"""Training the CNN: the images it reads, that it learns, and that it resumes exactly."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from captioner.data.dataset import CaptionDataset
 from captioner.errors import ConfigError, DataError
 from captioner.model.encoder import TRAINED, Encoder
 from captioner.pipeline import Captioner
-from captioner.training.augmentation import Photographs, ahead
+from captioner.training.augmentation import AugmentedImages, ahead
 from captioner.training.log import read_log
 from captioner.training.loop import epoch_batches, train, train_step
 from captioner.training.run import prepare
@@ -27,7 +27,7 @@ CAPTIONS_WITH_SIDES = (*CAPTIONS[:5], "a man stands on the left")
 
 @pytest.fixture
 def folder(tmp_path, paint):
-    """A prepared data folder of six painted pictures, in `photos`, in both splits."""
+    """A prepared data folder of six painted images, in `photos`, in both splits."""
     names = [f"{number}.jpg" for number in range(6)]
     paint(tmp_path / "photos", *names, *(f"val/{name}" for name in names))
     records = [
@@ -54,7 +54,7 @@ def config_of(folder: Path, out: str, **train_settings):
 def a_reader(folder, blocks=0):
     data, encoder = CaptionDataset(folder / "data", "train"), Encoder(ENCODER)
     encoder.unfreeze(blocks)
-    return Photographs(folder / "photos", data, encoder), data, encoder
+    return AugmentedImages([folder / "photos"], data, encoder), data, encoder
 
 
 def test_the_two_parts_of_an_encoder_make_the_whole(folder):
@@ -80,57 +80,57 @@ def test_only_the_last_blocks_get_a_gradient():
     assert with_gradient == list(encoder.body[-2:])
 
 
-def test_a_picture_is_augmented_by_its_seed_alone_whatever_else_is_read(folder):
-    photographs, _, _ = a_reader(folder, blocks=18)  # then the frozen part changes nothing
-    read = photographs.augmented(1)
-    together, alone = read([0, 3], [False, False]), photographs.augmented(1)([3], [False])
+def test_an_image_is_augmented_by_its_seed_alone_whatever_else_is_read(folder):
+    images, _, _ = a_reader(folder, blocks=18)  # then the frozen part changes nothing
+    read = images.augmented(1)
+    together, alone = read([0, 3], [False, False]), images.augmented(1)([3], [False])
     assert torch.equal(together[1:], alone)
-    assert not torch.allclose(photographs.augmented(2)([3], [False]), alone)
+    assert not torch.allclose(images.augmented(2)([3], [False]), alone)
 
 
-def test_an_augmented_picture_shows_most_of_the_picture_in_its_own_colours(folder):
+def test_an_augmented_image_shows_most_of_the_image_in_its_own_colours(folder):
     bright = Image.new("RGB", (100, 80), (200, 20, 20))
     bright.save(folder / "photos" / "0.jpg")
-    photographs, _, encoder = a_reader(folder, blocks=18)  # then the frozen part changes nothing
+    images, _, encoder = a_reader(folder, blocks=18)  # then the frozen part changes nothing
     for seed in range(5):
-        pixels = photographs.augmented(seed)([0], [False]) * encoder.std + encoder.mean
+        pixels = images.augmented(seed)([0], [False]) * encoder.std + encoder.mean
         red, green, blue = (255 * pixels[0]).mean((1, 2)).tolist()
         assert red > 110 > 100 > max(green, blue)
         assert abs(green - blue) < 2
 
 
-def test_the_mirrored_picture_is_the_same_cut_mirrored_and_never_where_captions_name_a_side(folder):
-    photographs, data, _ = a_reader(folder, blocks=18)
-    data.reader = photographs.augmented(1)
+def test_a_mirrored_image_is_the_same_crop_mirrored_unless_captions_name_a_side(folder):
+    images, data, _ = a_reader(folder, blocks=18)
+    data.reader = images.augmented(1)
     plain, mirrored = data.features([0, 5]), data.features([0, 5], [True, True])
     torch.testing.assert_close(mirrored[0], plain[0].flip(-1))
     torch.testing.assert_close(mirrored[1], plain[1])  # "on the left"
 
 
-def test_a_missing_photograph_is_named_before_training_and_in_the_middle_of_it(folder):
-    with pytest.raises(DataError, match=r"no photograph at .*give the folder"):
+def test_a_missing_image_is_named_before_training_and_a_broken_one_in_the_middle(folder):
+    with pytest.raises(DataError, match=r"none of the 6 train images is .*give the folder"):
         prepare(replace(config_of(folder, "run"), images=str(folder / "elsewhere")), resume=False)
     run = prepare(config_of(folder, "run"), resume=False)
-    assert len(run.data) == 6
-    (folder / "photos" / "3.jpg").write_bytes(b"no picture")
+    assert len(run.data.train) == 6
+    (folder / "photos" / "3.jpg").write_bytes(b"not an image")
     with pytest.raises(DataError, match=r"3\.jpg"):
         for _ in epoch_batches(run):
             pass
 
 
-def test_a_photograph_deleted_before_fine_tuning_costs_only_itself(folder, caplog):
+def test_an_image_deleted_before_fine_tuning_costs_only_itself(folder, caplog):
     (folder / "photos" / "3.jpg").unlink()
     (folder / "photos" / "val" / "0.jpg").unlink()  # the first of its split
     run = prepare(config_of(folder, "run"), resume=False)
     assert "left out: 1 of 6 train images are missing" in caplog.text
     assert "left out: 1 of 6 val images are missing" in caplog.text
     assert sum(len(batch.examples) for batch in epoch_batches(run)) == 5
-    assert len(run.validation[0]) == 5
-    run.validation[0].reader = run.validation_photographs[0].encoded(run.network.encoder)
-    assert run.validation[0].features(range(5)).shape[0] == 5
+    assert len(run.data.validation[0]) == 5
+    run.data.encode_validation(run.network.encoder)
+    assert run.data.validation[0].features(range(5)).shape[0] == 5
 
 
-def test_items_made_ahead_are_the_same_and_an_early_end_stops_the_maker():
+def test_items_computed_ahead_are_the_same_and_an_early_end_stops_the_thread():
     assert list(ahead(iter(range(20)))) == list(range(20))
     made = []
 
@@ -169,12 +169,12 @@ def test_a_trained_encoder_travels_in_the_checkpoint_and_makes_features_for_more
     trained = checkpoints.load(folder / "run" / "last")
     assert trained.encoder.weights.startswith(TRAINED)
     captioner = Captioner(trained)
-    photograph = folder / "photos" / "0.jpg"
-    text = captioner.caption(photograph).text
+    image = folder / "photos" / "0.jpg"
+    text = captioner.caption(image).text
     checkpoints.save(trained, folder / "half", half=True)
     half = checkpoints.load(folder / "half")
     assert half.encoder == trained.encoder  # the same name, though rounded
-    assert Captioner(half).caption(photograph).text == text
+    assert Captioner(half).caption(image).text == text
     with pytest.raises(ConfigError, match="are in a checkpoint"):
         Encoder(trained.encoder)
 
@@ -210,26 +210,12 @@ def test_a_trained_encoder_travels_in_the_checkpoint_and_makes_features_for_more
 
 @pytest.mark.slow
 def test_a_resumed_run_with_the_encoder_has_exactly_the_losses_of_an_uninterrupted_one(
-    folder, monkeypatch
+    folder, monkeypatch, stop_after
 ):
-    import signal
-
-    from captioner.training import loop as module
-
     monkeypatch.setattr("captioner.training.log.STEPS_BETWEEN_LINES", 1)
     train(config_of(folder, "whole", average=0.9), show_progress=False)
-    clip, steps = module._clip, 0
-
-    def interrupt(*arguments):
-        nonlocal steps
-        steps += 1
-        if steps == 2:
-            signal.raise_signal(signal.SIGINT)
-        return clip(*arguments)
-
-    monkeypatch.setattr(module, "_clip", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        train(config_of(folder, "parts", average=0.9), show_progress=False)
+        train(config_of(folder, "parts", average=0.9), show_progress=False, **stop_after(2))
     train(config_of(folder, "parts", average=0.9), resume=True, show_progress=False)
     whole, parts = (
         [{k: v for k, v in entry.items() if k != "seconds"} for entry in read_log(folder / name)]

@@ -1,11 +1,11 @@
-"""The backward pass taken apart: what of a gradient comes along c, and what through h.
+"""The backward pass split into the cell-state path and the paths through h.
 
-A forward pass by the definition keeps every state, and a valve on each way from h to the next step.
-A valve multiplies the gradient by 1 - p: 0 leaves the cell alone, 1 everything, and a number
-between is exactly the expectation of h-detach's gradient, since every path takes each step once and
-the draws of the steps are independent.
+A forward pass by the definition keeps every state and has a valve on each path from h to the next
+step. A valve multiplies the gradient by `keep`: 0 leaves the cell-state path alone, 1 everything,
+and 1 - p is exactly the expectation of h-detach's gradient, since every path takes each step once
+and the steps are blocked independently.
 
-Source: Arpit et al., "h-detach", ICLR 2019, section 3 (A is the cell's way, B all ways through h).
+Source: Arpit et al., "h-detach", ICLR 2019, section 3 (A: cell-state path, B: through h).
 """
 
 from __future__ import annotations
@@ -19,21 +19,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from captioner.errors import ConfigError
-from captioner.model.decoder import Adaptive, Decoder, ShowAttendTell, ShowTell, Teacher, UpDown
+from captioner.model.decoder import (
+    Adaptive,
+    Decoder,
+    PackedCaptions,
+    ShowAttendTell,
+    ShowTell,
+    UpDown,
+)  # fmt: skip
 from captioner.model.lstm import HDetachLSTM, State
 
 Layers: TypeAlias = tuple[Tensor, ...]  # a tensor (n, H) for each layer of the LSTM
-Keep: TypeAlias = float | Tensor  # one number, or one a row (n, 1)
+Keep: TypeAlias = float | Tensor  # one number, or one per caption (n, 1)
 
 
 @dataclass
 class Valve:
-    """Lets the share `keep` of a gradient through; to be set before each backward pass."""
+    """Passes the share `keep` of a gradient; set it before each backward pass."""
 
     keep: Keep = 1.0
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The same values."""
+        """Return the same values."""
         out: Tensor = _Throttle.apply(x, self)
         return out
 
@@ -52,7 +59,7 @@ class _Throttle(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the LSTM: the state carried into it (n, H), and the one it made."""
+    """One step of the LSTM: the state before it (n, H) and the state after it."""
 
     from_h: Layers
     from_c: Layers
@@ -64,19 +71,19 @@ class Step:
 
 @dataclass
 class Unrolled:
-    """A forward pass over packed rows; its losses belong to steps, and steps without have None."""
+    """A forward pass over packed captions, with a loss for each step that has one."""
 
     batch_sizes: list[int]
     steps: list[Step] = field(default_factory=list)
-    losses: list[Tensor | None] = field(default_factory=list)  # (n,) of each step
+    losses: list[Tensor | None] = field(default_factory=list)  # (n,) for each step
 
     def set_valves(self, recurrent: Sequence[Keep], attention: Sequence[Keep]) -> None:
-        """What each step lets through, on its way into the gates and into the attention."""
+        """Set what each step keeps on its path into the gates and into the attention."""
         for step, keep, keep_attention in zip(self.steps, recurrent, attention, strict=True):
             step.recurrent.keep, step.attention.keep = keep, keep_attention
 
     def expect(self, detach_prob: float, detach_attention: bool = False) -> None:
-        """Set the valves to the expectation of h-detach; detach_prob 0 opens everything."""
+        """Set the valves to the expectation of h-detach; detach_prob 0 opens them."""
         keep, steps = 1 - detach_prob, len(self.steps)
         self.set_valves([keep] * steps, [keep if detach_attention else 1.0] * steps)
 
@@ -87,8 +94,8 @@ def unroll_lstm(
 ) -> Unrolled:
     """Run an LSTM over packed rows x (sum of batch_sizes, I), longest sequences first.
 
-    `state` is h and c before the first step, zero if none. Nothing is drawn: no dropout between
-    layers, no h-detach. The losses are the caller's to add.
+    `state` is h and c before the first step, zero if None. There is no dropout between layers and
+    no h-detach. The caller adds the losses.
     """
     if state is None:
         zeros = (x.new_zeros(batch_sizes[0], lstm.hidden_size),) * lstm.num_layers
@@ -110,39 +117,36 @@ def unroll_lstm(
     return run
 
 
-def unroll(decoder: Decoder, features: Tensor, teacher: Teacher, targets: Tensor) -> Unrolled:
-    """Run a decoder over captions with their own words given; the loss of a word is its surprisal.
+def unroll(
+    decoder: Decoder, features: Tensor, captions: PackedCaptions, targets: Tensor
+) -> Unrolled:
+    """Run a decoder with teacher forcing; the losses are the cross-entropies of the words.
 
-    Takes features (B, L, D) and targets (tokens,). For ShowTell the picture is step 0, without a
-    loss. Everything is as in `eval()`: no dropout; the decoder's mode and random state stay.
+    Takes features (B, L, D) and targets (tokens,). In ShowTell the image is step 0, without a loss.
+    Runs as in `eval()`, without dropout; the decoder's mode and the random state stay as they were.
     Raises ConfigError for up_down, whose two LSTMs feed each other.
     """
     if isinstance(decoder, UpDown):
-        raise ConfigError(
-            "the gradient's flow is measured in one LSTM, and up_down has two; set "
-            "train.gradient_flow_steps to 0, or take another decoder"
-        )
+        raise ConfigError("up_down: has two LSTMs; gradients are split in decoders with one")
     training = decoder.training
     decoder.eval()
     try:
-        return _unroll(decoder, features, teacher, targets)
+        return _unroll(decoder, features, captions, targets)
     finally:
         decoder.train(training)
 
 
 @torch.enable_grad()
 def _unroll(
-    decoder: ShowTell | ShowAttendTell | Adaptive,
-    features: Tensor,
-    teacher: Teacher,
+    decoder: ShowTell | ShowAttendTell | Adaptive, features: Tensor, captions: PackedCaptions,
     targets: Tensor,
-) -> Unrolled:
-    sizes, image = teacher.batch_sizes, teacher.image
+) -> Unrolled:  # fmt: skip
+    sizes, image = captions.batch_sizes, captions.image
     wanted = targets.split(sizes)
     with torch.no_grad():
         memory, (h, c) = decoder.start(features)
     if isinstance(decoder, ShowTell):
-        x = torch.cat([memory.values[image], decoder.embed(teacher.inputs)])
+        x = torch.cat([memory.values[image], decoder.embed(captions.inputs)])
         run = unroll_lstm(decoder.core, x, [len(image), *sizes])
         for t, words in enumerate(wanted, 1):
             logits = decoder.out(run.steps[t].h[-1])
@@ -150,13 +154,13 @@ def _unroll(
         return run
     run = Unrolled(sizes)
     (h,), (c,) = _leaves((h[image],)), _leaves((c[image],))
-    for tokens, words in zip(teacher.inputs.split(sizes), wanted, strict=True):
+    for tokens, words in zip(captions.inputs.split(sizes), wanted, strict=True):
         n, recurrent, attention = len(tokens), Valve(), Valve()
         from_h, from_c = h[:n], c[:n]
-        # Adaptive's attention is no part of the recurrence: it reads h as the output layer does.
-        asking = attention(from_h) if isinstance(decoder, ShowAttendTell) else h[:n]
+        # Adaptive's attention is not part of the recurrence: it reads h as the output layer does.
+        query = attention(from_h) if isinstance(decoder, ShowAttendTell) else h[:n]
         logits, (h, c), _ = decoder.step(
-            memory, tokens, (recurrent(from_h), from_c), image[:n], asking
+            memory, tokens, (recurrent(from_h), from_c), image[:n], query
         )
         run.steps.append(Step((from_h,), (from_c,), (h,), (c,), recurrent, attention))
         run.losses.append(F.cross_entropy(logits, words, reduction="none"))
@@ -165,28 +169,28 @@ def _unroll(
 
 @dataclass(frozen=True)
 class Flow:
-    """Mean norms of what reaches a cell state c[t-1] from step t, directly and through h[t-1]."""
+    """Mean norms of the gradient from step t in c[t-1], directly and through h[t-1]."""
 
     cell: float
     hidden: float
 
     @property
     def share(self) -> float:
-        """The part of h, from 0 to 1; 0 where no gradient flows at all."""
+        """The share of h, from 0 to 1; 0 without any gradient."""
         both = self.cell + self.hidden
         return self.hidden / both if both else 0.0
 
 
 def gradient_flow(run: Unrolled) -> Flow:
-    """Split the gradient of all losses where step t hands it to step t-1, with the valves as set.
+    """Split the gradient of all losses between step t and step t-1, with the valves as set.
 
-    With L the sum of a caption's losses and dc[t] = dL/dc[t] as it arrives in the backward pass,
-    c[t-1] gets along the cell f[t] dc[t], and through h[t-1]
+    With L the sum of a caption's losses and dc[t] = dL/dc[t] in the backward pass, c[t-1] receives
+    f[t] dc[t] along the cell-state path, and through h[t-1]
 
         o[t-1] (1 - tanh^2 c[t-1]) (keep W_hh^T delta[t] + the same of the attention's query)
 
-    without what the word predicted from h[t-1] adds. Of both the norm over the units of all layers
-    is taken for each caption and each step from the second on, and then the mean.
+    without the part of the word predicted from h[t-1]. Returns the means, over captions and steps
+    from the second on, of the norms over the units of all layers.
     """
     losses = [loss.sum() for loss in run.losses if loss is not None]
     edges = [part for step in run.steps[1:] for part in (*step.from_h, *step.from_c)]
@@ -196,7 +200,7 @@ def gradient_flow(run: Unrolled) -> Flow:
     cell, hidden = [], []
     for before, step in zip(run.steps, run.steps[1:], strict=False):
         d_h, d_c = [next(grads) for _ in step.from_h], [next(grads) for _ in step.from_c]
-        # c[t-1] is a node on the way to h[t-1]: between them is the one factor o (1 - tanh^2 c).
+        # From c[t-1] to h[t-1] there is one factor: o (1 - tanh^2 c).
         through = [
             torch.autograd.grad(h, c, grad, retain_graph=True)[0]
             for h, c, grad in zip(step.from_h, before.c, d_h, strict=True)
@@ -207,23 +211,23 @@ def gradient_flow(run: Unrolled) -> Flow:
 
 
 def gradients(loss: Tensor, states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Gradients of a scalar, zeros where none arrives; the graph stays for other valves."""
+    """Return gradients of a scalar, zero where none arrives; keep the graph for other valves."""
     return torch.autograd.grad(
         loss, states, retain_graph=True, allow_unused=True, materialize_grads=True
     )
 
 
 def norms(layers: Any) -> Tensor:
-    """The norm (n,) of each row over the units of all layers, each (n, H)."""
+    """Return the norm (n,) of each row over the units of all layers, each (n, H)."""
     norm: Tensor = torch.cat(list(layers), 1).norm(dim=1)
     return norm
 
 
 def _leaves(layers: Layers) -> Layers:
-    """The same states, where the graph begins."""
+    """Return the states as leaves, where the graph begins."""
     return tuple(part.detach().requires_grad_() for part in layers)
 
 
 def _first(layers: Layers, size: int) -> Layers:
-    """The rows that go on, as nodes of their own: what arrives here arrives through one step."""
+    """Return the rows that go on as new nodes, whose gradient comes through one step only."""
     return tuple(part[:size] for part in layers)
