@@ -35,7 +35,7 @@ def _parser() -> Parser:
         description="Caption pictures in the browser and see where the model looked for each word.",
     )
     add = parser.add_argument
-    add("--checkpoint", default="checkpoints/flickr8k", metavar="DIR",
+    add("--checkpoint", default="checkpoints/coco_flickr8k", metavar="DIR",
         help="checkpoint folder or Hugging Face Hub id (%(default)s)")  # fmt: skip
     add("--host", default="127.0.0.1",
         help="address to listen on; 0.0.0.0 lets other machines in (%(default)s)")  # fmt: skip

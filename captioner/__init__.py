@@ -1,6 +1,6 @@
 """Image captions from a pretrained CNN and an LSTM decoder trained with h-detach.
 
-Example: `captioner.load("checkpoints/flickr8k").caption("photo.jpg").text`
+Example: `captioner.load("checkpoints/coco_flickr8k").caption("photo.jpg").text`
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from captioner.model.lstm import HDetachLSTM
     from captioner.pipeline import Caption, Captioner, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Caption",

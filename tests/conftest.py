@@ -13,7 +13,7 @@ from PIL import Image
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with real data sets; tests that need it are skipped where it is absent."""
+    """Return the folder of real data sets; skip the test where there is none."""
     beside_the_checkout = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("CAPTIONER_TEST_DATA", beside_the_checkout))
     if not folder.is_dir():
@@ -23,13 +23,13 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def paint() -> Callable[..., None]:
-    """A function (folder, *names) that writes small pictures, no two alike."""
+    """Return a function (folder, *names) that writes small images, no two alike."""
 
-    def write_pictures(folder: Path, *names: str) -> None:
+    def write_images(folder: Path, *names: str) -> None:
         for number, name in enumerate(names):
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             pixels = np.random.default_rng(number).integers(0, 256, (24, 32, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(path)
 
-    return write_pictures
+    return write_images

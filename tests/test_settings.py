@@ -109,7 +109,7 @@ def test_a_command_line_and_its_file_are_checked_as_a_whole(tmp_path):
 
 
 def test_a_checkpoint_or_a_feature_store_with_settings_of_the_wrong_type_is_refused(tmp_path):
-    folder = shutil.copytree(ROOT / "checkpoints" / "flickr8k", tmp_path / "c")
+    folder = shutil.copytree(ROOT / "checkpoints" / "coco_flickr8k", tmp_path / "c")
     settings = json.loads((folder / "config.json").read_text())
     settings["decode"] |= {"beam_size": 2.5, "sample": "no"}
     (folder / "config.json").write_text(json.dumps(settings))

@@ -1,4 +1,4 @@
-"""Tiny real parts that several tests share: a prepared data folder, settings, a decoder."""
+"""Tiny real parts for tests: a prepared data folder, settings, features, a checkpoint."""
 
 from pathlib import Path
 
@@ -29,7 +29,7 @@ TRAIN = TrainConfig(
 
 
 def make_data(folder: Path, pictures: int = 6, views: int = 1) -> Path:
-    """A prepared data folder of pictures with random features and one caption each."""
+    """Write a prepared data folder of images with random features and one caption each."""
     folder.mkdir(parents=True)
     keys = [f"{number}.jpg" for number in range(2 * pictures)]
     store = FeatureStore.create(
@@ -41,7 +41,7 @@ def make_data(folder: Path, pictures: int = 6, views: int = 1) -> Path:
         {
             "image": key,
             "image_id": row,
-            "split": "train" if row < pictures else "val",  # the same pictures: learnt by heart
+            "split": "train" if row < pictures else "val",  # the same images: it can overfit
             "row": row,
             "captions": [CAPTIONS[row % len(CAPTIONS)]],
         }
@@ -53,19 +53,19 @@ def make_data(folder: Path, pictures: int = 6, views: int = 1) -> Path:
 
 
 def make_config(data: Path, out: Path, **train: object) -> Config:
-    """Settings of a tiny run."""
+    """Return the settings of a tiny run."""
     settings = TrainConfig(**{**TRAIN.__dict__, **train})
     return Config(str(data), str(out), MODEL, settings, DecodeConfig(beam_size=2, max_words=12))
 
 
 def random_features(pictures: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    """Features (pictures, CELLS, DIM)."""
+    """Return features (pictures, CELLS, DIM)."""
     generator = torch.Generator().manual_seed(3)
     return torch.randn(pictures, CELLS, DIM, generator=generator, dtype=dtype)
 
 
 def write_checkpoint(folder: Path, decoder: str = "show_attend_tell") -> Path:
-    """A checkpoint with random weights and a real CNN on small squares."""
+    """Write a checkpoint with random weights and a real CNN on small squares."""
     torch.manual_seed(0)
     words = Vocabulary.build(CAPTIONS, min_count=1)
     shape = ModelConfig(decoder, embed_dim=8, hidden_dim=8, attention_dim=8)

@@ -181,7 +181,7 @@ def _parser() -> Parser:
         metavar="P", default=[0.0, 0.1, 0.25, 0.4, 0.5],
         help="detach probabilities (%(default)s)")  # fmt: skip
 
-    what = "the recipe of configs/flickr8k.yaml, each part changed in turn"
+    what = "the recipe of configs/own_data.yaml, each part changed in turn"
     ingredients = studies.add_parser("ingredients", help=what, description=what)
     _add_common(ingredients, seeds=[1, 2], epochs=5, grid=7)
     add = ingredients.add_argument

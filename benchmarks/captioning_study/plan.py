@@ -160,7 +160,7 @@ def read_outcome(trial: Trial) -> Outcome | None:
 def base_config(
     data: Path, out: Path, *, size: int, epochs: int, captions: int, rate: float, recipe: bool
 ) -> Config:
-    """Return the shared settings: configs/flickr8k.yaml, smaller and with a higher learning rate.
+    """Return the shared settings: configs/own_data.yaml, smaller and with a higher learning rate.
 
     Without `recipe` there is less dropout and no label smoothing, running average or mirrored
     images, so that the effect of h-detach stands out.

@@ -53,7 +53,7 @@ DROPOUT = 0.5
 CELL_LOOP, AUTHORS, NN_LSTM = "nn.LSTMCell loop", "authors' loop", "nn.LSTM"
 ROOT = Path(__file__).resolve().parents[2]
 PHOTO = ROOT / "checkpoints" / "samples" / "astronaut.jpg"
-CHECKPOINT = ROOT / "checkpoints" / "flickr8k"
+CHECKPOINT = ROOT / "checkpoints" / "coco_flickr8k"
 
 QUICK_CORE = CoreSizes(3, 2, 4, 8, True)
 QUICK = DecoderSizes(images=2, captions=2, cells=4, dim=16, vocabulary=30, hidden=8)

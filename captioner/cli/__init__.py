@@ -15,10 +15,10 @@ __all__ = ["main"]
 
 DESCRIPTION = """Caption images with a pretrained CNN and an attention LSTM trained with h-detach.
 
-  captioner train --config configs/flickr8k.yaml
-  captioner evaluate checkpoints/flickr8k --data data/flickr8k --split val
+  captioner train --config configs/toy.yaml
+  captioner evaluate runs/toy/best --data data/toy --split val
   captioner score results.json --references captions_val2017.json
-  captioner caption photo.jpg holiday/ --checkpoint checkpoints/flickr8k
+  captioner caption photo.jpg holiday/ --checkpoint checkpoints/coco_flickr8k
 
 Several checkpoints caption as an ensemble: `evaluate A B`, `caption --checkpoint A --checkpoint B`.
 `captioner COMMAND --help` lists the options of a command. `python -m data_prep` prepares data to

@@ -15,6 +15,7 @@ from torch import Tensor
 from captioner.config import DecodeConfig, TrainConfig
 from captioner.data.dataset import Batch, CaptionDataset, pack
 from captioner.data.vocabulary import tokenize
+from captioner.metrics.bleu import bleu_4
 from captioner.metrics.cider import CiderD
 from captioner.model import Decoder
 from captioner.model.decoder import Prediction
@@ -108,14 +109,6 @@ class SelfCritical:
             words = [*words, END]
         reward = self._cider.score(example, words)
         if self._settings.reward_bleu:
-            bleu = _bleu(" ".join(words), self._references[example])
+            bleu = bleu_4(" ".join(words), self._references[example])
             reward += self._settings.reward_bleu * bleu
         return reward
-
-
-def _bleu(caption: str, references: Sequence[str]) -> float:
-    """Return BLEU-4 of one caption, unsmoothed, as pycocoevalcap computes it for each image."""
-    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-
-    _, by_caption = BleuScorer(caption, references, 4).compute_score("closest")
-    return float(by_caption[3][0])

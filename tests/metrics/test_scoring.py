@@ -173,7 +173,7 @@ def test_captions_of_cocos_photographs_become_a_file_for_the_server(tmp_path, ca
     from console import CAT as PICTURE
     from console import SAMPLES
 
-    checkpoint = SAMPLES.parent / "flickr8k"
+    checkpoint = SAMPLES.parent / "coco_flickr8k"
     pictures = tmp_path / "test2014"
     pictures.mkdir()
     for number in (42, 7):
