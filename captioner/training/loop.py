@@ -20,7 +20,7 @@ from captioner.config import Config, TrainConfig
 from captioner.data.dataset import Batch, CaptionDataset
 from captioner.errors import ConfigError
 from captioner.evaluate import best_captions, caption_split, references
-from captioner.metrics.scores import ReferenceScorer
+from captioner.metrics.scorer import ReferenceScorer
 from captioner.model.decoder import Decoder, Teacher
 from captioner.training.augmentation import ahead
 from captioner.training.flow import gradient_flow, unroll
