@@ -167,7 +167,7 @@ def _score(arguments: Sequence[str]) -> int:
     _check_score_arguments(chosen)
 
     from captioner.data.coco import check_known, read_references, read_results
-    from captioner.metrics.scores import ReferenceScorer, score
+    from captioner.metrics.scorer import ReferenceScorer, score
     from captioner.metrics.significance import intervals
 
     started = time.monotonic()
@@ -218,12 +218,12 @@ def _print_scores(
     as_json: bool,
     diversity: Mapping[str, float],
 ) -> None:
-    from captioner.report.table import score_table
+    from captioner.report.table import diversity_table, score_table
 
     if not as_json:
         print(score_table(scores, found))
-        for name, value in diversity.items():
-            print(f"{name:<17} {value:g}" if name == "words" else f"{name:<17} {value:.3f}")
+        if diversity:
+            print(diversity_table(diversity))
         print(*scores.notes, sep="\n", end="\n" * bool(scores.notes))
         return
     document: dict[str, Any] = {
