@@ -1,4 +1,4 @@
-"""Scores on the command line: of result files, of a checkpoint, with a report, for the server."""
+"""The command line scores result files and checkpoints, and writes reports and server files."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ REFERENCES = {
 
 @pytest.fixture
 def files(tmp_path):
-    """Result files that are good and bad, and the captions file of 30 images."""
+    """Write good and bad result files and the captions file of 30 images."""
 
     def write(name, document):
         (tmp_path / name).write_text(json.dumps(document))
@@ -74,7 +74,7 @@ def test_a_result_file_is_scored_with_intervals_and_its_images_are_counted(files
 
 
 @pytest.mark.slow
-def test_a_score_that_is_always_0_comes_with_the_reason(files, capsys):
+def test_a_score_that_can_only_be_0_comes_with_the_reason(files, capsys):
     common = ["score", files["fewer"], "--references", files["references"], "--metrics", "CIDEr"]
     assert "CIDEr: 0, as for any single image" in run(capsys, *common)
     (note,) = json.loads(run(capsys, *common, "--json"))["notes"]
@@ -122,7 +122,7 @@ def test_what_cannot_be_scored_is_one_line(files, results, options, said, capsys
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A checkpoint with random weights for the tiny data."""
+    """Save a checkpoint with random weights for the tiny data."""
     words = Vocabulary.build(CAPTIONS, 1)
     torch.manual_seed(0)
     decoder = make_decoder(MODEL, len(words), DIM).eval()

@@ -1,4 +1,4 @@
-"""The metrics are pycocoevalcap's to the last digit, and no caption is scored against another's."""
+"""The metrics equal pycocoevalcap's to the last digit; every caption meets its own references."""
 
 import math
 import os
@@ -162,7 +162,7 @@ def test_only_the_references_of_the_scored_images_count():
 
 
 @pytest.mark.slow
-def test_java_of_another_place_and_language_is_not_used(monkeypatch, tmp_path):
+def test_another_java_and_another_locale_change_no_score(monkeypatch, tmp_path):
     jars = [Path(ptbtokenizer.__file__).parent, Path(meteor.__file__).parent]
     before = [folder.stat().st_mtime_ns for folder in jars]
     captions = {1: "A MAN SITTING IN A CHAIR", 2: "a dog runs through the park"}
@@ -280,12 +280,12 @@ def test_ctrl_c_in_a_terminal_does_not_reach_java(monkeypatch, tmp_path):
         ({1: "x y", 2: "z"}, {1: ["a dog runs"], 2: ["boys play"]}, "no caption shares a long"),
     ],
 )
-def test_scores_that_cannot_be_anything_but_0_come_with_the_reason(captions, references, reason):
+def test_scores_that_can_only_be_0_come_with_the_reason(captions, references, reason):
     (note,) = score(captions, references, ("BLEU-1", "CIDEr")).notes
     assert reason in note
 
 
-def test_scores_that_tell_something_come_without_a_note():
+def test_scores_above_0_come_without_a_note():
     captions = {1: "a dog runs", 2: "two boys play"}
     references = {1: ["a dog runs away"], 2: ["two boys play here"]}
     assert score(captions, references, ("BLEU-1", "CIDEr")).notes == ()
