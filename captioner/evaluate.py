@@ -19,7 +19,8 @@ from captioner.data.dataset import CaptionDataset
 from captioner.data.fingerprint import fingerprint, split_otherwise
 from captioner.data.vocabulary import Vocabulary
 from captioner.errors import CheckpointError
-from captioner.metrics.scores import METRICS, Scores, check_metrics, score
+from captioner.metrics.scorer import check_metrics, score
+from captioner.metrics.scores import METRICS, Scores
 from captioner.model import Decoder
 from captioner.model.ensemble import Ensemble
 from captioner.model.fused.linear import packed
@@ -30,46 +31,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Captions of a split and what they scored, by image id."""
+    """The captions of a split by image id, and their scores."""
 
     captions: dict[int, str]
     attention: dict[int, Tensor | None]  # (words, L)
     scores: Scores
     dataset: CaptionDataset
-
-
-def caption_split(
-    decoder: Decoder | Ensemble,
-    dataset: CaptionDataset,
-    decode: DecodeConfig,
-    *,
-    vocabulary: Vocabulary | None = None,
-    batch_images: int = 32,
-    limit: int = 0,
-    progress: bool = False,
-) -> dict[int, list[Hypothesis]]:
-    """Search captions for every picture of a split (the first `limit` if given), by image id.
-
-    `vocabulary` is the decoder's, if it is not that of the data.
-    """
-    bad_endings = (vocabulary or dataset.vocabulary).bad_endings()
-    device = next(decoder.parameters()).device
-    training = decoder.training
-    decoder.eval()
-    found: dict[int, list[Hypothesis]] = {}
-    indices = range(limit or len(dataset))[: len(dataset)]
-    bar = tqdm(total=len(indices), unit="img", desc="captioning", disable=not progress)
-    with torch.inference_mode(), packed(decoder), bar:
-        for start in range(0, len(indices), batch_images):
-            chosen = indices[start : start + batch_images]
-            memory, state = decoder.start(dataset.features(chosen).to(device))
-            seeds = [(decode.seed, dataset.examples[index].image_id) for index in chosen]
-            results = search(partial(decoder.step, memory), state, decode, bad_endings, seeds=seeds)
-            for index, hypotheses in zip(chosen, results, strict=True):
-                found[dataset.examples[index].image_id] = hypotheses
-            bar.update(len(chosen))
-    decoder.train(training)
-    return found
 
 
 def evaluate(
@@ -84,41 +51,35 @@ def evaluate(
     results: Path | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Caption a split with a checkpoint, or an ensemble, and score each picture's best caption.
+    """Caption a split with a checkpoint or an ensemble, and score each image's best caption.
 
-    The captions are written to `results` before they are scored, so that nothing costs them.
+    The captions are written to `results` before they are scored, so a scoring error keeps them.
     Raises CheckpointError when the data's features come from another encoder than the checkpoint's
-    or the members of an ensemble have no common vocabulary, DataError when a picture of the split
+    or the members of an ensemble do not share a vocabulary, DataError when an image of the split
     has no reference.
     """
     check_metrics(metrics, corenlp)
+    checkpoints = members(checkpoint)
     dataset = CaptionDataset(data, split)
-    _warn_of_other_splits(members(checkpoint), data, split)
-    found = _caption_split(
-        checkpoint, dataset, replace(decode, captions=1), limit=limit, progress=progress
+    _warn_of_other_splits(checkpoints, data, split)
+    vocabulary = checkpoints[0].vocabulary
+    found = caption_split(
+        _decoder(checkpoints, dataset),
+        dataset,
+        replace(decode, captions=1),
+        vocabulary=vocabulary,
+        limit=limit,
+        progress=progress,
     )
-    captions = best_captions(found, members(checkpoint)[0].vocabulary)
+    captions = best_captions(found, vocabulary)
     if results is not None:
         write_results(captions, results)
     return Evaluation(
         captions,
-        {key: hypotheses[0].attention for key, hypotheses in found.items()},
+        {image_id: hypotheses[0].attention for image_id, hypotheses in found.items()},
         score(captions, references(dataset), metrics, corenlp),
         dataset,
     )
-
-
-def _warn_of_other_splits(found: Sequence[Checkpoint], data: Path | str, split: str) -> None:
-    """Warn if a checkpoint may have learnt the captions that are to judge it."""
-    trained = [then for member in found for then in member.trained.get("data", ())]
-    if trained and split != "train":
-        now = fingerprint(data)
-        if any(split_otherwise(then, now) for then in trained):
-            log.warning(
-                "the checkpoint was trained on another split of the captions of %s: it may have "
-                "learnt those of %s, which makes its scores too good",
-                data, split,
-            )  # fmt: skip
 
 
 def sampled_captions(
@@ -129,40 +90,61 @@ def sampled_captions(
     limit: int = 0,
     progress: bool = False,
 ) -> dict[int, list[str]]:
-    """The texts of several captions of each picture of a split, as `decode` draws them, by id."""
-    found = _caption_split(checkpoint, dataset, decode, limit=limit, progress=progress)
-    vocabulary = members(checkpoint)[0].vocabulary
-    return {
-        key: [" ".join(vocabulary.decode(hypothesis.tokens)) for hypothesis in hypotheses]
-        for key, hypotheses in found.items()
-    }
-
-
-def _caption_split(
-    checkpoint: Checkpoint | Sequence[Checkpoint],
-    dataset: CaptionDataset,
-    decode: DecodeConfig,
-    *,
-    limit: int,
-    progress: bool,
-) -> dict[int, list[Hypothesis]]:
-    found = members(checkpoint)
-    for member in found:
-        check_encoder(member, dataset)
-    return caption_split(
-        joint_decoder(found),
+    """Return the texts of all captions that `decode` asks for, by image id."""
+    checkpoints = members(checkpoint)
+    vocabulary = checkpoints[0].vocabulary
+    found = caption_split(
+        _decoder(checkpoints, dataset),
         dataset,
         decode,
-        vocabulary=found[0].vocabulary,
+        vocabulary=vocabulary,
         limit=limit,
         progress=progress,
     )
+    return {
+        image_id: [" ".join(vocabulary.decode(hypothesis.tokens)) for hypothesis in hypotheses]
+        for image_id, hypotheses in found.items()
+    }
+
+
+def caption_split(
+    decoder: Decoder | Ensemble,
+    dataset: CaptionDataset,
+    decode: DecodeConfig,
+    *,
+    vocabulary: Vocabulary | None = None,
+    batch_images: int = 32,
+    limit: int = 0,
+    progress: bool = False,
+) -> dict[int, list[Hypothesis]]:
+    """Search captions for every image of a split, or the first `limit`; return them by image id.
+
+    `vocabulary` is the decoder's, if it differs from the data's.
+    """
+    bad_endings = (vocabulary or dataset.vocabulary).bad_endings()
+    device = next(decoder.parameters()).device
+    training = decoder.training
+    decoder.eval()
+    found: dict[int, list[Hypothesis]] = {}
+    indices = range(limit or len(dataset))[: len(dataset)]
+    bar = tqdm(total=len(indices), unit="img", desc="captioning", disable=not progress)
+    with torch.inference_mode(), packed(decoder), bar:
+        for start in range(0, len(indices), batch_images):
+            batch = indices[start : start + batch_images]
+            memory, state = decoder.start(dataset.features(batch).to(device))
+            image_ids = [dataset.examples[index].image_id for index in batch]
+            seeds = [(decode.seed, image_id) for image_id in image_ids]
+            results = search(partial(decoder.step, memory), state, decode, bad_endings, seeds=seeds)
+            found.update(zip(image_ids, results, strict=True))
+            bar.update(len(batch))
+    decoder.train(training)
+    return found
 
 
 def best_captions(
     found: Mapping[int, Sequence[Hypothesis]], vocabulary: Vocabulary
 ) -> dict[int, str]:
-    """The text of each picture's best caption, by image id."""
+    """Return the text of each image's best caption, by image id."""
     return {
         image_id: " ".join(vocabulary.decode(hypotheses[0].tokens))
         for image_id, hypotheses in found.items()
@@ -170,15 +152,35 @@ def best_captions(
 
 
 def references(dataset: CaptionDataset) -> dict[int, list[str]]:
-    """The written captions of a split, by image id."""
+    """Return the references of a split, by image id."""
     return {example.image_id: list(example.captions) for example in dataset.examples}
 
 
 def check_encoder(checkpoint: Checkpoint, dataset: CaptionDataset) -> None:
-    """Raise CheckpointError unless the data's features are of the checkpoint's encoder."""
+    """Raise CheckpointError unless the data's features come from the checkpoint's encoder."""
     ours, theirs = checkpoint.encoder, dataset.store.encoder
     if ours != theirs:
         raise CheckpointError(
             f"the checkpoint was trained on features of {ours}, but the data has features of "
             f"{theirs}; prepare the data with the checkpoint's encoder (data_prep --encoder-of)"
         )
+
+
+def _decoder(checkpoints: Sequence[Checkpoint], dataset: CaptionDataset) -> Decoder | Ensemble:
+    """Return the decoder or the ensemble, once the data's features are known to suit it."""
+    for checkpoint in checkpoints:
+        check_encoder(checkpoint, dataset)
+    return joint_decoder(checkpoints)
+
+
+def _warn_of_other_splits(checkpoints: Sequence[Checkpoint], data: Path | str, split: str) -> None:
+    """Warn if a checkpoint may have been trained on the references of this split."""
+    trained = [then for member in checkpoints for then in member.trained.get("data", ())]
+    if trained and split != "train":
+        now = fingerprint(data)
+        if any(split_otherwise(then, now) for then in trained):
+            log.warning(
+                "the checkpoint was trained on another split of the captions of %s: it may have "
+                "seen those of %s, which makes its scores too high",
+                data, split,
+            )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Evaluating a checkpoint on prepared data."""
+"""A checkpoint is evaluated on prepared data."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ def untrained(encoder="efficientnet_lite0"):
 
 
 @pytest.mark.slow
-def test_every_picture_of_the_split_is_captioned_and_written_as_a_coco_result_file(tmp_path):
+def test_every_image_of_the_split_is_captioned_and_written_as_a_coco_result_file(tmp_path):
     data, out = make_data(tmp_path / "data"), tmp_path / "results" / "val.json"
     result = evaluate(untrained(), data, "val", BEAM, metrics=("BLEU-1", "CIDEr"), results=out)
     written = json.loads(out.read_text())
@@ -39,7 +39,7 @@ def test_every_picture_of_the_split_is_captioned_and_written_as_a_coco_result_fi
 
 
 @pytest.mark.slow
-def test_a_checkpoint_that_may_have_learnt_the_split_is_warned_of(tmp_path, caplog):
+def test_a_checkpoint_that_may_have_seen_the_split_comes_with_a_warning(tmp_path, caplog):
     data = make_data(tmp_path / "data")
     known = replace(untrained(), trained={"data": [fingerprint(data)]})
     evaluate(known, data, "val", BEAM, metrics=("BLEU-1",))
@@ -63,7 +63,7 @@ def test_captions_are_kept_when_they_cannot_be_scored(tmp_path, monkeypatch):
     assert len(json.loads(out.read_text())) == 6
 
 
-def test_a_metric_that_cannot_be_computed_is_known_before_the_work(tmp_path):
+def test_a_metric_that_cannot_be_computed_is_refused_before_captioning(tmp_path):
     data, out = make_data(tmp_path / "data"), tmp_path / "val.json"
     with pytest.raises(MetricError, match="no metric 'WER'"):
         evaluate(untrained(), data, "val", BEAM, metrics=("WER",), results=out)
@@ -72,7 +72,7 @@ def test_a_metric_that_cannot_be_computed_is_known_before_the_work(tmp_path):
     assert not out.exists()
 
 
-def test_captions_end_whole_by_the_words_of_the_checkpoint_not_of_the_data(tmp_path):
+def test_whole_endings_follow_the_vocabulary_of_the_checkpoint_not_of_the_data(tmp_path):
     data = make_data(tmp_path / "data")
     turned = Vocabulary([*WORDS.words[:4], *reversed(WORDS.words[4:])])
     turned.save(data / "vocabulary.json")
@@ -91,6 +91,6 @@ def test_features_of_another_encoder_are_refused(tmp_path):
         evaluate(untrained("resnet18"), make_data(tmp_path / "data"), "val", BEAM)
 
 
-def test_a_split_that_is_not_there_is_named_with_those_that_are(tmp_path):
+def test_a_missing_split_is_an_error_that_names_the_existing_ones(tmp_path):
     with pytest.raises(DataError, match="has no split 'test'; it has train, val"):
         evaluate(untrained(), make_data(tmp_path / "data"), "test", BEAM)

@@ -94,7 +94,7 @@ def _read_files(paths: Sequence[str], references: References) -> list[Captions]:
 def _score_one(
     captions: Captions, references: References, options: Namespace, report: Path | None
 ) -> None:
-    from captioner.metrics.scores import score
+    from captioner.metrics.scorer import score
     from captioner.metrics.significance import intervals
 
     own = {image: references.captions[image] for image in captions}
@@ -109,7 +109,7 @@ def _score_one(
 
 
 def _compare(files: Sequence[Captions], references: References, options: Namespace) -> None:
-    from captioner.metrics.scores import ReferenceScorer
+    from captioner.metrics.scorer import ReferenceScorer
 
     own = {image: references.captions[image] for image in files[0]}
     scorer = ReferenceScorer(own)

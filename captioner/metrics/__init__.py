@@ -1,1 +1,1 @@
-"""Scores of captions."""
+"""Score captions: COCO metrics, diversity, significance."""

@@ -1,4 +1,4 @@
-"""How different the captions are that a decoder gives of one picture, and over all pictures."""
+"""Measure how diverse the captions of a decoder are, for each image and over all images."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from captioner.metrics.scores import ImageId
 def diversity(
     captions: Mapping[ImageId, Sequence[str]], *, frequencies: Frequencies | None = None
 ) -> dict[str, float]:
-    """Measure how different several captions of each image are: samples, or the beams of a search.
+    """Measure how diverse several captions of each image are: samples, or the beams of a search.
 
-    Captions are tokenized, or plain lower-case words, joined by a space.
+    Captions are tokens, or plain lower-case words, joined by a space.
 
     - "distinct captions": different captions / captions, over all images.
-    - "distinct-1", "distinct-2": different n-grams / words, of all captions of an image together,
-      then the mean over the images (Li et al. 2016, arXiv:1510.03055; Div-1 and Div-2 of Shetty et
-      al. 2017, arXiv:1703.10476).
-    - "mBLEU-4": corpus BLEU-4 of the images' first captions against the other captions of their
-      images, so for the second ones and so on, then the mean (Shetty et al. 2017); less is more
-      diverse.
-    - "self-CIDEr": -log_m(r), r the share of the largest in the sum of the square roots of the
-      eigenvalues of the matrix of CIDEr-D between the m captions of an image, then the mean over
-      the images (Wang and Chan 2019, arXiv:1903.12020, with the roots of their code): 0 for the
-      same caption m times, 1 for captions with nothing in common. Words weigh by how rare they are
-      in `frequencies`, those of the training set in the paper; else in these captions. An image
-      whose captions have no weight at all counts as 0.
+    - "distinct-1", "distinct-2": different n-grams / words over the captions of an image, then the
+      mean over the images (Li et al. 2016, arXiv:1510.03055; Div-1 and Div-2 of Shetty et al. 2017,
+      arXiv:1703.10476).
+    - "mBLEU-4": corpus BLEU-4 of every image's first caption against its other captions, likewise
+      of every second caption and so on, then the mean (Shetty et al. 2017). Lower is more diverse.
+    - "self-CIDEr": -log_m(r), then the mean over the images (Wang and Chan 2019, arXiv:1903.12020,
+      with the square roots of their code). r is the largest square root of an eigenvalue over the
+      sum of all, for the matrix of CIDEr-D between the m captions of an image. It is 0 for m equal
+      captions, 1 for captions with nothing in common. Words are weighted by their rarity in
+      `frequencies`, in the paper those of the training set, else in these captions. An image whose
+      captions have no weight at all counts as 0.
     - "words": different words over all captions.
 
     Raises MetricError for an image with fewer than two captions, and for a single image without
@@ -51,7 +50,7 @@ def diversity(
 
 def _check(captions: Mapping[ImageId, Sequence[str]], frequencies: Frequencies | None) -> None:
     if not captions:
-        raise MetricError("no captions to compare")
+        raise MetricError("no captions to compare; give two or more per image")
     for image, own in captions.items():
         if isinstance(own, str):
             raise MetricError(f"image {image!r} has a string for captions; give a list of strings")
@@ -59,7 +58,7 @@ def _check(captions: Mapping[ImageId, Sequence[str]], frequencies: Frequencies |
             raise MetricError(f"image {image!r} has {len(own)} captions; diversity needs two")
     if len(captions) == 1 and frequencies is None:
         raise MetricError(
-            "self-CIDEr weighs words by how rare they are: "
+            "self-CIDEr weights words by their rarity, but there is one image; "
             "give captions of two images or more, or the training set's frequencies"
         )
 
@@ -95,7 +94,7 @@ def _self_cider(captions: Mapping[ImageId, Sequence[str]], frequencies: Frequenc
     for image, own in captions.items():
         m = len(own)
         kernel = np.array([[cider.score((image, i), caption) for i in range(m)] for caption in own])
-        kernel = (kernel + kernel.T) / 2  # clipped counts make it a little uneven
+        kernel = (kernel + kernel.T) / 2  # clipped counts make it slightly asymmetric
         values = np.sqrt(np.linalg.eigvalsh(kernel).clip(min=0))
         ratios.append(np.log(values.sum() / values.max()) / np.log(m) if values.any() else 0.0)
     return float(np.mean(ratios))

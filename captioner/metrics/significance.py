@@ -1,7 +1,7 @@
-"""How sure a corpus score is, and whether two systems' scores really differ.
+"""Confidence intervals of corpus scores, and significance tests of their differences.
 
-The corpus score of every metric is a function of sums over the images (`Scores.sums`), so that of
-any resample of the images is a matrix product and a formula away.
+The corpus score of every metric is a function of sums over the images (`Scores.sums`), so the score
+of any resample of the images takes a matrix product and a formula.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CHUNK = 2**22  # numbers in a matrix of weights: 32 MB
 
 @dataclass(frozen=True)
 class Interval:
-    """Where a value lies, at a level of confidence."""
+    """A confidence interval."""
 
     low: float
     high: float
@@ -27,7 +27,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A difference of two corpus scores, ours - theirs, and how likely chance alone makes it."""
+    """The difference of two corpus scores, ours - theirs, with its interval and p-value."""
 
     difference: float
     interval: Interval
@@ -37,12 +37,12 @@ class Comparison:
 def intervals(
     scores: Scores, *, level: float = 0.95, samples: int = 1000, seed: int = 0
 ) -> dict[str, Interval]:
-    """The confidence interval of every metric's corpus score.
+    """Return the confidence interval of every metric's corpus score.
 
-    Percentiles of the scores of `samples` sets of as many images drawn with replacement (Koehn
-    2004, Statistical Significance Tests for Machine Translation Evaluation). It covers the choice
-    of the images, not that of the references or of the training's random numbers. Raises
-    MetricError for a level or number of samples that is out of range.
+    These are percentiles over `samples` resamples of the images with replacement (Koehn 2004,
+    Statistical Significance Tests for Machine Translation Evaluation). They cover the choice of the
+    images, not that of the references or of the training seed. Raises MetricError for a level or
+    number of samples out of range.
     """
     _check(level, samples)
     images = len(_images(scores))
@@ -50,8 +50,8 @@ def intervals(
     def resampled(name: str, counts: Array) -> Array:
         return corpus_score(name, counts @ scores.sums[name], images)
 
-    drawn = _collected(scores.sums, resampled, _resamples(images, samples, seed))
-    return {name: _interval(values, level) for name, values in drawn.items()}
+    resamples = _collected(scores.sums, resampled, _resamples(images, samples, seed))
+    return {name: _interval(values, level) for name, values in resamples.items()}
 
 
 def compare(
@@ -59,14 +59,13 @@ def compare(
 ) -> dict[str, Comparison]:
     """Compare two systems in every metric that both have, image by image.
 
-    Both must have been scored on the same images against the same references; the order of the
-    images does not matter. The difference's interval is of images drawn with replacement, the same
-    for both systems (Koehn 2004). The p-value is that of approximate randomisation: how often
-    swapping the two captions of each image at random makes a difference at least as large (Noreen
-    1989, Computer-Intensive Methods for Testing Hypotheses; Riezler & Maxwell 2005, On Some
-    Pitfalls in Automatic Evaluation and Significance Testing for MT). It is at least
-    1 / (samples + 1). Raises MetricError when the images differ, and for a level or number of
-    samples that is out of range.
+    Both must have been scored on the same images against the same references, in any order. The
+    interval of the difference is from resamples of the images with replacement, the same for both
+    systems (Koehn 2004). The p-value is by approximate randomisation: how often swapping the two
+    captions of random images gives a difference at least as large (Noreen 1989, Computer-Intensive
+    Methods for Testing Hypotheses; Riezler & Maxwell 2005, On Some Pitfalls in Automatic Evaluation
+    and Significance Testing for MT). It is at least 1 / (samples + 1). Raises MetricError when the
+    images differ, and for a level or number of samples out of range.
     """
     _check(level, samples)
     place = _places(ours, theirs)
@@ -84,25 +83,26 @@ def compare(
         moved = swaps @ (other[name] - own[name])
         return difference(name, own[name].sum(0) + moved, other[name].sum(0) - moved)
 
-    drawn = _collected(own, resampled, _resamples(len(place), samples, seed))
+    resamples = _collected(own, resampled, _resamples(len(place), samples, seed))
     chance = _collected(own, swapped, _swaps(len(place), samples, seed))
     found = {}
     for name in own:
-        seen = float(difference(name, own[name].sum(0), other[name].sum(0)))
-        # Sums are rounded: one that is smaller in its last digits alone is as large.
-        as_large = int(np.count_nonzero(np.abs(chance[name]) >= abs(seen) - 1e-12))
+        observed = float(difference(name, own[name].sum(0), other[name].sum(0)))
+        # Sums are rounded: a difference smaller in its last digits alone counts as large.
+        as_large = int(np.count_nonzero(np.abs(chance[name]) >= abs(observed) - 1e-12))
         p_value = (1 + as_large) / (1 + samples)
-        found[name] = Comparison(seen, _interval(drawn[name], level), p_value)
+        found[name] = Comparison(observed, _interval(resamples[name], level), p_value)
     return found
 
 
 def corpus_score(metric: str, sums: Array, images: int) -> Array:
-    """The corpus score of statistics (..., k) that were summed over a number of images -> (...).
+    """Return the corpus score of statistics (..., k) summed over a number of images -> (...).
 
-    Of all images of a `Scores` it is the corpus score in `values`. Of some of the images, CIDEr
-    and SPICE are the mean of scores as they were: CIDEr's document frequencies stay those of the
-    whole set. The columns are, for BLEU: matches and guesses of 1- to 4-grams, length, closest
-    reference length; for METEOR: the 23 numbers of its program's SCORE; else: the image's score.
+    Over all images of a `Scores` it is the corpus score in `values`. Over some of the images, CIDEr
+    and SPICE are the mean of the scores as they were: the document frequencies of CIDEr stay those
+    of the whole set. The columns are, for BLEU: matches and guesses of 1- to 4-grams, length,
+    closest reference length; for METEOR: the 23 numbers of its program's SCORE; else: the image's
+    score.
     """
     if metric.startswith("BLEU-"):
         return _bleu(sums, int(metric.removeprefix("BLEU-")))
@@ -113,9 +113,9 @@ def corpus_score(metric: str, sums: Array, images: int) -> Array:
 
 
 def _bleu(sums: Array, n: int) -> Array:
-    """As pycocoevalcap's BleuScorer, its small numbers included."""
+    """Return BLEU-n as pycocoevalcap's BleuScorer does, with its small constants."""
     matches, guesses = sums[..., :n], sums[..., 4 : 4 + n]
-    length, closest = sums[..., 8], sums[..., 9]  # of the captions, and closest to it
+    length, closest = sums[..., 8], sums[..., 9]  # of the captions, and of the closest references
     precision = np.prod((matches + 1e-15) / (guesses + 1e-9), axis=-1) ** (1 / n)
     ratio = (length + 1e-15) / (closest + 1e-9)
     score: Array = precision * np.exp(np.minimum(0, 1 - 1 / ratio))
@@ -123,7 +123,7 @@ def _bleu(sums: Array, n: int) -> Array:
 
 
 def _meteor(sums: Array) -> Array:
-    """METEOR 1.5 with its parameters for ranking English.
+    """Return METEOR 1.5 with its parameters for ranking English.
 
     Denkowski & Lavie 2014, Meteor Universal: Language Specific Translation Evaluation for Any
     Target Language, section 2; the columns are those of the program's MeteorStats.
@@ -146,18 +146,18 @@ def _meteor(sums: Array) -> Array:
 
 def _check(level: float, samples: int) -> None:
     if not 0 < level < 1:
-        raise MetricError(f"a level of confidence of {level}; give one between 0 and 1")
+        raise MetricError(f"confidence level is {level}; give one between 0 and 1")
     if samples < 1:
-        raise MetricError(f"{samples} samples; give at least 1, a thousand is usual")
+        raise MetricError(f"samples is {samples}; give at least 1, usually 1000")
 
 
 def _images(scores: Scores) -> list[ImageId]:
-    """The images in the order of the rows of `sums`."""
+    """Return the images in the order of the rows of `sums`."""
     return list(next(iter(scores.per_image.values()), {}))
 
 
 def _places(ours: Scores, theirs: Scores) -> list[int]:
-    """Where each of our images is among theirs."""
+    """Return the place of each of our images among theirs."""
     own, other = _images(ours), _images(theirs)
     place = {image: number for number, image in enumerate(other)}
     if own == other:
@@ -165,8 +165,8 @@ def _places(ours: Scores, theirs: Scores) -> list[int]:
     alone = [image for image in own if image not in place] or [*(place.keys() - set(own))]
     if alone:
         raise MetricError(
-            f"the two were scored on different images ({len(own)} and {len(other)}): "
-            f"{alone[0]!r} is in one alone; score both on the same"
+            f"the systems were scored on different images ({len(own)} and {len(other)}): "
+            f"{alone[0]!r} is in one alone; score both on the same images"
         )
     return [place[image] for image in own]
 
@@ -174,7 +174,7 @@ def _places(ours: Scores, theirs: Scores) -> list[int]:
 def _collected(
     metrics: Iterable[str], score: Callable[[str, Array], Array], weights: Iterable[Array]
 ) -> dict[str, Array]:
-    """Every metric's scores under each row of the weights, which come in chunks."""
+    """Return every metric's scores under each row of the weights, which come in chunks."""
     found: dict[str, list[Array]] = {name: [] for name in metrics}
     for rows in weights:
         for name, scores in found.items():
@@ -183,22 +183,22 @@ def _collected(
 
 
 def _chunks(images: int, samples: int) -> Iterator[tuple[int, int]]:
-    """Shapes (rows, images) of matrices of weights that are small enough, `samples` rows in all."""
+    """Yield shapes (rows, images) of weight matrices of bounded size, `samples` rows in all."""
     rows = max(1, CHUNK // images)
     for start in range(0, samples, rows):
         yield min(rows, samples - start), images
 
 
 def _resamples(images: int, samples: int, seed: int) -> Iterator[Array]:
-    """How often each image is drawn when as many are drawn with replacement: (rows, images)."""
+    """Yield how often each image is in a resample with replacement: (rows, images)."""
     rng = np.random.default_rng(seed)
     for rows, _ in _chunks(images, samples):
-        draws = (rng.integers(images, size=images) for _ in range(rows))
-        yield np.stack([np.bincount(draw, minlength=images) for draw in draws]).astype(np.float64)
+        chosen = (rng.integers(images, size=images) for _ in range(rows))
+        yield np.stack([np.bincount(own, minlength=images) for own in chosen]).astype(np.float64)
 
 
 def _swaps(images: int, samples: int, seed: int) -> Iterator[Array]:
-    """1 for each image that is swapped, with probability a half, else 0: (rows, images)."""
+    """Yield 1 for each swapped image, with probability 1/2, else 0: (rows, images)."""
     rng = np.random.default_rng(seed)
     for shape in _chunks(images, samples):
         yield rng.integers(2, size=shape, dtype=np.uint8).astype(np.float64)

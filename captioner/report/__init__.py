@@ -1,1 +1,1 @@
-"""Pages, tables and pictures of results."""
+"""Show results: HTML reports, tables and attention maps."""

@@ -1,9 +1,9 @@
-"""Reports of an evaluation or of a result file: what the page needs, put together."""
+"""Write the report of an evaluation or of a result file."""
 
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from captioner.metrics.scores import ImageId, Scores
 from captioner.metrics.significance import Interval
 from captioner.model.encoder import seen
 from captioner.report.attention_map import sheet
-from captioner.report.html import write_report
+from captioner.report.html import OpenImage, write_report
 
 
 def report_evaluation(
@@ -33,21 +33,19 @@ def report_evaluation(
     settings: Mapping[str, str],
     images: Path | None,
 ) -> None:
-    """Write the report of `evaluate`; photographs and attention are shown if `images` has them.
+    """Write the report of `evaluate`, with the images found in the folder `images`.
 
     `members` are the checkpoints that were evaluated, one or an ensemble.
     """
-    grid, encoder = members[0].grid, members[0].encoder  # those of the data, of all of them
+    grid, encoder = members[0].grid, members[0].encoder  # the same for every member
     examples = result.dataset.examples
-    photograph = _photographs({example.image_id: example.image for example in examples}, images)
-    words = {key: caption.split() for key, caption in result.captions.items()}
 
-    def attention(image: ImageId) -> Image.Image | None:
-        picture, weights = photograph(image), result.attention[image]
-        if picture is None or weights is None or not len(weights):
+    def attention(image_id: ImageId, image: Image.Image) -> Image.Image | None:
+        weights = result.attention[image_id]
+        if weights is None or not len(weights):
             return None
-        looks = np.asarray(weights.float()).reshape(-1, grid, grid)
-        return sheet(seen(picture, encoder), words[image], looks)
+        maps = np.asarray(weights.float()).reshape(-1, grid, grid)
+        return sheet(seen(image, encoder), result.captions[image_id].split(), maps)
 
     write_report(
         path,
@@ -56,7 +54,7 @@ def report_evaluation(
         intervals=intervals,
         captions=result.captions,
         references=references(result.dataset),
-        pictures=photograph,
+        images=_opener({example.image_id: example.image for example in examples}, images),
         attention=attention,
         training_captions=_training_captions(data),
         settings={
@@ -76,7 +74,7 @@ def report_results(
     settings: Mapping[str, str],
     images: Path | None,
 ) -> None:
-    """Write the report of a result file."""
+    """Write the report of a result file, with the images found in the folder `images`."""
     write_report(
         path,
         title=f"Captions of {Path(settings['results']).name}",
@@ -84,18 +82,16 @@ def report_results(
         intervals=intervals,
         captions=captions,
         references=references.captions,
-        pictures=_photographs(references.files, images),
+        images=_opener(references.files, images),
         settings={**settings, "date": _today()},
     )
 
 
-def _photographs(
-    files: Mapping[Any, str], folder: Path | None
-) -> Callable[[ImageId], Image.Image | None]:
-    """The photograph of an image, if the folder has it."""
+def _opener(files: Mapping[Any, str], folder: Path | None) -> OpenImage:
+    """Return a function that opens an image by its id, and returns None if it is not there."""
 
-    def photograph(image: ImageId) -> Image.Image | None:
-        name = files.get(image)
+    def open_by_id(image_id: ImageId) -> Image.Image | None:
+        name = files.get(image_id)
         if folder is None or name is None:
             return None
         try:
@@ -103,7 +99,7 @@ def _photographs(
         except DataError:
             return None
 
-    return photograph
+    return open_by_id
 
 
 def _training_captions(data: Path | str) -> set[str] | None:

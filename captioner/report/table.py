@@ -1,4 +1,4 @@
-"""Scores as lines of text."""
+"""Write scores as a table in plain text."""
 
 from __future__ import annotations
 
@@ -8,18 +8,31 @@ from captioner.metrics.scores import Scores
 from captioner.metrics.significance import Comparison, Interval
 
 
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return aligned columns: the first and the last to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    last = len(widths) - 1
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column in (0, last) else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
 def score_table(scores: Scores, intervals: Mapping[str, Interval]) -> str:
-    """A line a metric: value and 95 % interval."""
+    """Return a row per metric: its value and 95% interval."""
     rows = [
         (name, f"{value:.3f}", _range(intervals[name], "")) for name, value in scores.values.items()
     ]
-    return _aligned([("", "score", "95 % interval"), *rows])
+    return table([("", "score", "95% interval"), *rows])
 
 
 def comparison_table(
     names: Sequence[str], scores: Sequence[Scores], comparisons: Mapping[str, Comparison]
 ) -> str:
-    """A line a metric: both values, their difference with its 95 % interval, p and a verdict."""
+    """Return a row per metric: both values, their difference with its 95% interval, p, verdict."""
     first, second = scores
     rows = [
         (
@@ -33,7 +46,17 @@ def comparison_table(
         )
         for name, found in comparisons.items()
     ]
-    return _aligned([("", *names, "difference", "95 % interval", "p", ""), *rows])
+    return table([("", *names, "difference", "95% interval", "p", ""), *rows])
+
+
+def diversity_table(diversity: Mapping[str, float]) -> str:
+    """Return a row per measure of diversity; "words" is a count."""
+    return table(
+        [
+            (name, f"{value:g}" if name == "words" else f"{value:.3f}")
+            for name, value in diversity.items()
+        ]
+    )
 
 
 def _verdict(found: Comparison, names: Sequence[str]) -> str:
@@ -44,16 +67,3 @@ def _verdict(found: Comparison, names: Sequence[str]) -> str:
 
 def _range(interval: Interval, sign: str) -> str:
     return f"{interval.low:{sign}.3f} .. {interval.high:{sign}.3f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns to the right, but the first and the last to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    last = len(widths) - 1
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if k in (0, last) else cell.rjust(width)
-            for k, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )

@@ -16,7 +16,7 @@ from captioner.config import Config, TrainConfig
 from captioner.data.dataset import Batch
 from captioner.errors import DivergenceError
 from captioner.evaluate import references
-from captioner.metrics.scores import ReferenceScorer
+from captioner.metrics.scorer import ReferenceScorer
 from captioner.training.log import TrainingLog
 from captioner.training.resume import save_run
 from captioner.training.run import Run, prepare

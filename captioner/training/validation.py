@@ -10,7 +10,7 @@ import torch
 from captioner.checkpoint import save
 from captioner.data.dataset import CaptionDataset
 from captioner.evaluate import best_captions, caption_split
-from captioner.metrics.scores import ReferenceScorer
+from captioner.metrics.scorer import ReferenceScorer
 from captioner.model import Decoder
 from captioner.training.log import TrainingLog
 from captioner.training.loss import cross_entropy

@@ -1,4 +1,4 @@
-"""Diversity is what one works out by hand for a few short captions."""
+"""Diversity equals values computed by hand for a few short captions."""
 
 from math import exp, log, sqrt
 
@@ -17,7 +17,7 @@ UNLIKE = {
 }
 
 
-def test_the_same_caption_again_is_no_diversity():
+def test_equal_captions_have_no_diversity():
     found = diversity(ALIKE)
     assert found["distinct captions"] == pytest.approx(2 / 6)
     assert found["distinct-1"] == pytest.approx(4 / 12)
@@ -27,7 +27,7 @@ def test_the_same_caption_again_is_no_diversity():
     assert found["words"] == 8
 
 
-def test_captions_with_nothing_in_common_are_all_diversity():
+def test_captions_with_nothing_in_common_have_full_diversity():
     found = diversity(UNLIKE)
     assert found["distinct captions"] == 1
     assert found["distinct-1"] == 1
@@ -106,11 +106,11 @@ def test_frequent_words_count_less_in_self_cider():
     assert found[0] < found[1]
 
 
-def test_the_same_captions_of_every_image_are_no_diversity():
+def test_the_same_captions_for_every_image_have_no_diversity():
     assert diversity({1: ["a dog", "a cat"], 2: ["a dog", "a cat"]})["self-CIDEr"] == 0
 
 
-def test_captions_without_a_word_are_no_diversity():
+def test_captions_without_a_word_have_no_diversity():
     found = diversity({1: ["", ""], 2: ["", ""]})
     assert found == {
         "distinct captions": 0.25,

@@ -1,7 +1,8 @@
-"""Scores on the command line: of result files, of a checkpoint, with a report, for the server."""
+"""The command line scores result files and checkpoints, and writes reports and server files."""
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data.vocabulary import Vocabulary
 from captioner.model import make_decoder
 
+CHECKPOINTS = Path(__file__).resolve().parents[2] / "checkpoints"
 DOG, CAT = "a dog runs through the snow", "a cat sleeps on the sofa"
 REFERENCES = {
     number: [f"{a} {number}", f"the {b} {number} is there"]
@@ -23,7 +25,7 @@ REFERENCES = {
 
 @pytest.fixture
 def files(tmp_path):
-    """Result files that are good and bad, and the captions file of 30 images."""
+    """Write good and bad result files and the captions file of 30 images."""
 
     def write(name, document):
         (tmp_path / name).write_text(json.dumps(document))
@@ -57,7 +59,7 @@ def test_a_result_file_is_scored_with_intervals_and_its_images_are_counted(files
     page = tmp_path / "report.html"
     out = run(capsys, *common, "--metrics", "BLEU-1", "CIDEr", "--report", page)
     lines = out.splitlines()
-    assert lines[0].split() == ["score", "95", "%", "interval"]
+    assert lines[0].split() == ["score", "95%", "interval"]
     name, value, low, _, high = lines[1].split()
     assert (name, value) == ("BLEU-1", "1.000")
     assert float(low) <= float(value) <= float(high)
@@ -72,7 +74,7 @@ def test_a_result_file_is_scored_with_intervals_and_its_images_are_counted(files
 
 
 @pytest.mark.slow
-def test_a_score_that_is_always_0_comes_with_the_reason(files, capsys):
+def test_a_score_that_can_only_be_0_comes_with_the_reason(files, capsys):
     common = ["score", files["fewer"], "--references", files["references"], "--metrics", "CIDEr"]
     assert "CIDEr: 0, as for any single image" in run(capsys, *common)
     (note,) = json.loads(run(capsys, *common, "--json"))["notes"]
@@ -120,7 +122,7 @@ def test_what_cannot_be_scored_is_one_line(files, results, options, said, capsys
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A checkpoint with random weights for the tiny data."""
+    """Save a checkpoint with random weights for the tiny data."""
     words = Vocabulary.build(CAPTIONS, 1)
     torch.manual_seed(0)
     decoder = make_decoder(MODEL, len(words), DIM).eval()
@@ -136,11 +138,11 @@ def checkpoint(tmp_path):
 def test_an_evaluation_has_intervals_a_report_with_attention_diversity_and_the_servers_name(
     checkpoint, tmp_path, capsys
 ):
-    data, photographs = make_data(tmp_path / "data"), tmp_path / "photographs"
-    photographs.mkdir()
+    data, images = make_data(tmp_path / "data"), tmp_path / "images"
+    images.mkdir()
     for number in range(6, 11):  # of 6..11: one is missing
-        Image.new("RGB", (40, 30), (10 * number, 0, 0)).save(photographs / f"{number}.jpg")
-    options = ["--report", tmp_path / "r.html", "--images", photographs, "--diversity", "3"]
+        Image.new("RGB", (40, 30), (10 * number, 0, 0)).save(images / f"{number}.jpg")
+    options = ["--report", tmp_path / "r.html", "--images", images, "--diversity", "3"]
     options += ["--out", tmp_path / "out", "--server", "val2014", "tiny", "--metrics", "CIDEr"]
     out = run(capsys, "evaluate", checkpoint, "--data", data, "--split", "val", *options)
     assert out.startswith(" ")
@@ -150,7 +152,7 @@ def test_an_evaluation_has_intervals_a_report_with_attention_diversity_and_the_s
     results = json.loads((tmp_path / "out" / "captions_val2014_tiny_results.json").read_text())
     assert [entry["image_id"] for entry in results] == list(range(6, 12))
     page = (tmp_path / "r.html").read_text()
-    assert page.count("<details") == 5  # attention where there is a photograph
+    assert page.count("<details") == 5  # attention where there is an image
     for entry in results:
         assert entry["caption"] in page
 
@@ -169,23 +171,22 @@ def test_an_evaluation_that_cannot_be_scored_fails_before_the_work(checkpoint, t
         assert said in line
 
 
-def test_captions_of_cocos_photographs_become_a_file_for_the_server(tmp_path, capsys):
-    from console import CAT as PICTURE
-    from console import SAMPLES
-
-    checkpoint = SAMPLES.parent / "coco_flickr8k"
-    pictures = tmp_path / "test2014"
-    pictures.mkdir()
+def test_captions_of_coco_images_become_a_file_for_the_server(tmp_path, capsys):
+    images = tmp_path / "test2014"
+    images.mkdir()
     for number in (42, 7):
-        shutil.copy(PICTURE, pictures / f"COCO_test2014_{number:012d}.jpg")
-    (pictures / "COCO_test2014_000000000008.jpg").write_bytes(b"no picture")
-    arguments = ["caption", str(pictures), "--checkpoint", str(checkpoint), "--beam-size", "1"]
+        shutil.copy(
+            CHECKPOINTS / "samples" / "chelsea.jpg", images / f"COCO_test2014_{number:012d}.jpg"
+        )
+    (images / "COCO_test2014_000000000008.jpg").write_bytes(b"not an image")
+    arguments = ["caption", str(images), "--checkpoint", str(CHECKPOINTS / "coco_flickr8k")]
+    arguments += ["--beam-size", "1"]
     arguments += ["--results", str(tmp_path / "out"), "--server", "test2014", "mine"]
-    assert main(arguments) == 1  # for the one that is no picture
+    assert main(arguments) == 1  # for the file that is not an image
     captured = capsys.readouterr()
     caption = captured.out.splitlines()[0].partition(": ")[2]
     written = json.loads((tmp_path / "out" / "captions_test2014_mine_results.json").read_text())
     assert written == [{"image_id": 7, "caption": caption}, {"image_id": 42, "caption": caption}]
-    (pictures / "holiday.jpg").write_bytes(b"")
+    (images / "holiday.jpg").write_bytes(b"")
     assert main(arguments) == 1
     assert "holiday.jpg has no COCO file name" in capsys.readouterr().err

@@ -1,15 +1,16 @@
-"""Corpus scores from sums are the metrics' own; intervals and p-values mean what they say."""
+"""Corpus scores from sums equal the metrics' own; intervals and p-values are calibrated."""
 
 import itertools
 import math
 
 import numpy as np
 import pytest
-from test_metrics import CANDIDATES, REFERENCES, coco_captions
+from metric_captions import CANDIDATES, REFERENCES, coco_captions
 
 from captioner.errors import MetricError
 from captioner.metrics import significance
-from captioner.metrics.scores import METRICS, Scores, score
+from captioner.metrics.scorer import score
+from captioner.metrics.scores import METRICS, Scores
 from captioner.metrics.significance import Interval, compare, corpus_score, intervals
 
 
@@ -78,13 +79,15 @@ def test_a_higher_level_gives_a_wider_interval_and_a_seed_the_same_one():
     assert intervals(scores, seed=1)["BLEU-4"] != usual
 
 
-def test_the_interval_of_bleu_is_that_of_whole_corpora_drawn_one_by_one(monkeypatch):
+def test_the_interval_of_bleu_is_that_of_whole_corpora_resampled_one_by_one(monkeypatch):
     sums = bleu_statistics(np.random.default_rng(3), 50, 0.7)
     rng = np.random.default_rng(0)
-    drawn = [corpus_score("BLEU-3", sums[rng.integers(50, size=50)].sum(0), 50) for _ in range(99)]
+    resampled = [
+        corpus_score("BLEU-3", sums[rng.integers(50, size=50)].sum(0), 50) for _ in range(99)
+    ]
     monkeypatch.setattr(significance, "CHUNK", 1000)  # 20 corpora at a time
     found = intervals(scores_of(BLEU_3=sums), samples=99)["BLEU-3"]
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(drawn, [0.025, 0.975])))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(resampled, [0.025, 0.975])))
 
 
 def test_a_system_does_not_differ_from_itself():

@@ -1,4 +1,4 @@
-"""The page that tells how good a captioner is."""
+"""The HTML report of a captioner's scores."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 from captioner.errors import DataError
 from captioner.metrics.scores import METRICS, SPICE, Scores
 from captioner.metrics.significance import Interval
-from captioner.report.html import PHOTOGRAPHS, write_report
+from captioner.report.html import SHOWN, write_report
 
 VOID = {"meta", "img"}
 
@@ -49,6 +49,16 @@ class Element:
         ]
 
 
+def tooltips(chart):
+    return [bar.all("title")[0].text for bar in chart.all("g", class_="bar")]
+
+
+def corners(group):
+    """Corners (x, y) of the path of a group."""
+    numbers = map(float, re.findall(r"[\d.]+", group.all("path")[0].attributes["d"]))
+    return list(zip(numbers, numbers, strict=True))
+
+
 class Page(HTMLParser):
     """Builds the tree of a page whose elements are all closed, in their order."""
 
@@ -78,17 +88,21 @@ class Page(HTMLParser):
             self._open[-1].children.append(data)
 
 
-def no_picture(image):
+def no_image(image_id):
     return None
 
 
-def photograph(image, size=(1000, 750)):
-    noise = np.random.default_rng(image).integers(0, 256, (30, 40, 3), np.uint8)
+def noise_image(image_id, size=(1000, 750)):
+    noise = np.random.default_rng(image_id).integers(0, 256, (30, 40, 3), np.uint8)
     return Image.fromarray(noise).resize(size)
 
 
 def make_scores(values, per_image):
     return Scores(values, per_image, sums={})
+
+
+def attention_sheet(image_id, image):
+    return noise_image(image_id, (1150, 800))
 
 
 def scored(count, *metrics):
@@ -108,7 +122,7 @@ def report(tmp_path, count=30, metrics=("BLEU-4", "METEOR", "ROUGE-L", "CIDEr"),
         "intervals": {},
         "captions": texts,
         "references": written,
-        "pictures": no_picture,
+        "images": no_image,
     } | given
     path = tmp_path / "new" / "report.html"
     write_report(path, **given)
@@ -127,7 +141,7 @@ def cards(page):
 
 
 def test_the_page_needs_no_other_file(tmp_path):
-    page = report(tmp_path, pictures=photograph, attention=photograph)
+    page = report(tmp_path, images=noise_image, attention=attention_sheet)
     assert not page.all("script") + page.all("link") + page.all("iframe")
     for element in page.all():
         for name in {"src", "href", "srcset", "data", "action"} & element.attributes.keys():
@@ -145,7 +159,7 @@ def test_the_table_holds_the_scores_and_their_intervals(tmp_path):
     )
     page = report(tmp_path, scores=scores, intervals={"CIDEr": Interval(0.5011, 0.5719)})
     assert section(page, "scores").all("table")[0].rows() == [
-        ["metric", "score", "95 % interval"],
+        ["metric", "score", "95% interval"],
         ["BLEU-4", "0.211", ""],
         ["CIDEr", "0.537", "0.501 to 0.572"],
     ]
@@ -170,7 +184,7 @@ def test_title_settings_and_number_of_images_are_at_the_top(tmp_path):
 
 def test_best_median_and_worst_images_are_shown_with_their_captions(tmp_path):
     page = report(tmp_path)
-    assert PHOTOGRAPHS == 6
+    assert SHOWN == 6
     best, median, worst = range(29, 23, -1), range(17, 11, -1), range(6)
     assert list(cards(page)) == [*best, *median, *worst]
     for image, card in cards(page).items():
@@ -182,7 +196,7 @@ def test_best_median_and_worst_images_are_shown_with_their_captions(tmp_path):
         assert f"CIDEr {(image + 1) / 31:.3f}" in card.text
 
 
-def test_without_cider_the_next_most_telling_metric_chooses_the_photographs(tmp_path):
+def test_without_cider_the_next_metric_in_order_chooses_the_images(tmp_path):
     falling = {image: 30.0 - image for image in range(30)}
     rising = {image: float(image) for image in range(30)}
     scores = make_scores({"BLEU-1": 0.6, "ROUGE-L": 0.4}, {"BLEU-1": rising, "ROUGE-L": falling})
@@ -206,34 +220,39 @@ def test_one_image_makes_a_page(tmp_path):
     assert section(page, "length").all("table")[0].rows()[1:] == [["5", "1", "0.000"]]
 
 
-def test_photographs_are_small_jpegs_and_asked_for_only_where_shown(tmp_path):
-    asked = []
+def test_images_are_small_jpegs_and_opened_once_each_where_shown(tmp_path):
+    opened, attended = [], []
 
-    def pictures(image):
-        asked.append(image)
-        return photograph(image).convert("RGBA") if image % 2 else None
+    def images(image_id):
+        opened.append(image_id)
+        return noise_image(image_id).convert("RGBA") if image_id % 2 else None
 
-    shown = cards(report(tmp_path, pictures=pictures))
-    assert sorted(asked) == sorted(shown)
-    for image, card in shown.items():
-        assert len(card.all("img")) == image % 2
+    def attention(image_id, image):
+        assert image.size == (1000, 750)
+        attended.append(image_id)
+
+    shown = cards(report(tmp_path, images=images, attention=attention))
+    assert sorted(opened) == sorted(shown)
+    assert sorted(attended) == sorted(image_id for image_id in shown if image_id % 2)
+    for image_id, card in shown.items():
+        assert len(card.all("img")) == image_id % 2
         for img in card.all("img"):
             data = base64.b64decode(img.attributes["src"].split(",")[1])
             assert Image.open(io.BytesIO(data)).size == (320, 240)
-            assert img.attributes["alt"] == f"photograph {image}"
+            assert img.attributes["alt"] == f"photograph {image_id}"
 
 
 def test_attention_is_shown_where_there_is_some(tmp_path):
-    def attention(image):
-        return photograph(image) if image == 29 else None
+    def attention(image_id, image):
+        return image if image_id == 29 else None
 
-    shown = cards(report(tmp_path, attention=attention))
+    shown = cards(report(tmp_path, images=noise_image, attention=attention))
     assert [image for image, card in shown.items() if card.all("details")] == [29]
     assert shown[29].all("details")[0].all("img")[0].attributes["alt"].endswith("image 29")
 
 
-def test_a_page_of_photographs_and_attention_stays_under_three_megabytes(tmp_path):
-    report(tmp_path, pictures=photograph, attention=lambda image: photograph(image, (1150, 800)))
+def test_a_page_of_images_and_attention_stays_under_three_megabytes(tmp_path):
+    report(tmp_path, images=noise_image, attention=attention_sheet)
     assert (tmp_path / "new" / "report.html").stat().st_size < 3_000_000
 
 
@@ -246,7 +265,8 @@ def test_histograms_count_every_image_and_say_so(tmp_path):
     ]
     for chart in charts:
         assert "30 images: mean 0.500, median 0.500" in chart.attributes["aria-label"]
-        tips = [bar.text for bar in chart.all("rect")]
+        tips = tooltips(chart)
+        assert len(tips) == 20
         assert sum(float(tip.split(": ")[1].split(" ")[0]) for tip in tips) == 30
 
 
@@ -254,18 +274,38 @@ def test_a_bar_reaches_the_line_of_what_it_counts(tmp_path):
     own = dict(enumerate([0.05, 0.05, 0.05, 0.05, 0.95, 0.95]))
     page = report(tmp_path, count=6, scores=make_scores({"METEOR": 0.3}, {"METEOR": own}))
     chart = section(page, "distribution").all("svg")[0]
-    lines = chart.all("path", class_="grid")
-    counts = [int(label.text) for label in chart.all("text", class_="end")]
     line = {
-        count: float(re.search(r" (\d+\.\d)H", path.attributes["d"])[1])
-        for count, path in zip(counts, lines, strict=True)
+        int(tick.all("text")[0].text): corners(tick)[0][1]
+        for tick in chart.all("g", class_="ytick")
     }
-    bars = [bar.attributes for bar in chart.all("rect")]
-    assert [place for place, bar in enumerate(bars) if bar["height"] != "0.0"] == [1, 19]
+    bars = [[y for _, y in corners(bar)] for bar in chart.all("g", class_="bar")]
+    assert [place for place, ys in enumerate(bars) if max(ys) != min(ys)] == [1, 19]
     for place, count in ((0, 0), (1, 4), (19, 2)):
-        top, height = float(bars[place]["y"]), float(bars[place]["height"])
-        assert top == pytest.approx(line[count], abs=0.1)
-        assert top + height == pytest.approx(line[0], abs=0.1)
+        assert min(bars[place]) == pytest.approx(line[count], abs=0.1)
+        assert max(bars[place]) == pytest.approx(line[0], abs=0.1)
+
+
+def test_the_mean_and_the_ticks_stand_where_their_values_are(tmp_path):
+    own = dict(enumerate([0.0, 0.3, 0.9]))
+    page = report(tmp_path, count=3, scores=make_scores({"METEOR": 0.3}, {"METEOR": own}))
+    chart = section(page, "distribution").all("svg")[0]
+    xs = {
+        float(tick.all("text")[0].text): float(tick.all("text")[0].attributes["x"])
+        for tick in chart.all("g", class_="xtick")
+    }
+    assert list(xs) == [0, 0.5, 1]
+    (label,) = [text for text in chart.all("text") if text.text == "mean"]
+    expected = xs[0] + 0.4 * (xs[1.0] - xs[0])
+    assert float(label.attributes["x"]) == pytest.approx(expected, abs=0.1)
+
+
+def test_charts_follow_the_theme_and_share_no_ids(tmp_path):
+    page = report(tmp_path)
+    for chart in page.all("svg"):
+        assert not [element for element in chart.all() if "id" in element.attributes]
+        styles = " ".join(element.attributes.get("style", "") for element in chart.all())
+        assert "var(--bar0)" in styles
+        assert not re.search(r"#[0-9a-f]{6}", styles)
 
 
 def test_the_only_metric_asked_for_is_shown_whatever_it_is(tmp_path):
@@ -284,7 +324,7 @@ def test_text_in_captions_is_never_markup(tmp_path):
         settings={evil: evil},
         captions={0: evil, 1: evil},
         references={0: [evil], 1: [evil]},
-        pictures=photograph,
+        images=noise_image,
     )
     assert not page.all("script")
     assert len(page.all("img")) == 2
@@ -298,7 +338,7 @@ def test_the_identity_of_an_image_is_never_markup(tmp_path):
         scores=make_scores({"CIDEr": 0.0}, {"CIDEr": {name: 0.0}}),
         captions={name: "a \ud83d dog"},
         references={name: ["a dog"]},
-        pictures=lambda image: photograph(0),
+        images=lambda image_id: noise_image(0),
     )
     assert page.all("img")[0].attributes["alt"] == f"photograph {name}"
     assert page.all("article")[0].text.endswith(f"image {name}: CIDEr 0.000")
@@ -314,13 +354,13 @@ def test_words_are_counted_against_as_many_captions_of_people(tmp_path):
     )
     words = section(page, "words")
     assert words.all("table")[0].rows()[1:] == [
-        ["words a caption, mean", "2.7", "2.7"],
+        ["words per caption, mean", "2.7", "2.7"],
         ["distinct words", "4", "6"],
-        ["distinct captions", "67 %", "100 %"],
-        ["captions never seen in training", "33 %", "67 %"],
+        ["distinct captions", "67%", "100%"],
+        ["captions never seen in training", "33%", "67%"],
     ]
-    assert "Of the 7 words in all references, 57 % are in no generated caption" in words.text
-    assert "they are 44 % of the references' text" in words.text
+    assert "Of the 7 words in all references, 57% are in no generated caption" in words.text
+    assert "they make up 44% of the text of the references" in words.text
     often, missing, repeated = (ranking.text for ranking in words.all("ul"))
     assert often.startswith("a 3dog 2runs 2")
     assert {*re.findall(r"[a-z]+", missing)} == {"sits", "two", "one", "outside"}
@@ -345,8 +385,8 @@ def test_scores_are_averaged_by_the_length_of_the_caption(tmp_path):
 
 def test_very_long_captions_are_counted_together(tmp_path):
     page = report(tmp_path, count=1, captions={0: "dog " * 90})
-    tips = [bar.text for bar in section(page, "length").all("rect")]
-    assert "25 words: 100 % of captions, generated" in tips
+    tips = tooltips(section(page, "length"))
+    assert "25 words: 100% of captions, generated" in tips
     assert len(tips) < 50
 
 
@@ -362,5 +402,5 @@ def test_a_page_that_cannot_be_written_is_an_error_that_names_it(tmp_path, place
             intervals={},
             captions={0: "a dog"},
             references={0: ["a dog"]},
-            pictures=no_picture,
+            images=no_image,
         )

