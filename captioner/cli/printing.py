@@ -19,13 +19,13 @@ def print_scores(
     diversity: Mapping[str, float] | None = None,
 ) -> None:
     """Print scores with their confidence intervals, and the diversity of samples if measured."""
-    from captioner.report.table import score_table
+    from captioner.report.table import diversity_table, score_table
 
     diversity = diversity or {}
     if not as_json:
         print(score_table(scores, found))
-        for name, value in diversity.items():
-            print(f"{name:<17} {value:g}" if name == "words" else f"{name:<17} {value:.3f}")
+        if diversity:
+            print(diversity_table(diversity))
         for note in scores.notes:
             print(note)
         return
