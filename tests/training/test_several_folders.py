@@ -20,10 +20,14 @@ def two_folders(tmp_path, **settings):
     for entry in entries:
         entry["captions"] = ["a zebra runs", "two boys play"]
     (two / "examples.json").write_text(json.dumps(entries))
-    settings = {"data_weights": [1.0, 2.0], "min_count": 1, "batch_images": 3, **settings}
+    settings = {"min_count": 1, "batch_images": 3, **settings}
     config = make_config(tmp_path, tmp_path / "run", **settings)
-    model = replace(MODEL, attributes=5)
-    return replace(config, data=[str(one), str(two)], model=model)
+    return replace(
+        config,
+        data=[str(one), str(two)],
+        model=replace(MODEL, attributes=5),
+        train=replace(config.train, data_weights=[1.0, 2.0]),
+    )
 
 
 def test_the_vocabulary_is_joint_and_batches_follow_the_weights(tmp_path):
