@@ -7,7 +7,7 @@ from tiny import CAPTIONS, MODEL
 from captioner.checkpoint import Checkpoint, save
 from captioner.config import DecodeConfig, EncoderConfig
 from captioner.data.vocabulary import Vocabulary
-from captioner.model.decoder import make_decoder
+from captioner.model import make_decoder
 
 
 @pytest.fixture(scope="session")
