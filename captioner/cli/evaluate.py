@@ -28,6 +28,7 @@ from captioner.errors import ConfigError
 if TYPE_CHECKING:
     from captioner.checkpoint import Checkpoint
     from captioner.evaluate import Evaluation
+    from captioner.metrics.pointing import Boxes, Pointing
     from captioner.metrics.significance import Interval
 
 DESCRIPTION = "Caption a split of prepared data and score the captions."
@@ -45,6 +46,9 @@ def add_arguments(parser: Parser) -> None:
     add_server_argument(parser, "--out")
     add("--diversity", type=int, metavar="N",
         help="also sample N captions for each image and measure how they differ")  # fmt: skip
+    add("--boxes", type=Path, metavar="INSTANCES",
+        help="COCO instances file: measure whether the attention of a word that names an object "
+        "lies in its box")  # fmt: skip
     add_score_arguments(parser)
     add_decode_arguments(parser)
 
@@ -62,6 +66,7 @@ def run(options: Namespace) -> int:
     out = result_file(options.out, options.server)
     check_distinct([("--out", out), ("--report", report)])
     members = load_members(options.checkpoint)
+    boxes = _read_boxes(options.boxes, members)
     decode = decode_settings(members[0].decode, options)
     result = evaluate(
         members,
@@ -76,7 +81,8 @@ def run(options: Namespace) -> int:
     )
     diversity = _diversity(members, result, options, decode)
     found = intervals(result.scores)
-    print_scores(result.scores, found, options.json, diversity)
+    points = _pointing(result, boxes)
+    print_scores(result.scores, found, options.json, diversity, points)
     if report:
         _write_report(report, result, found, members, decode, options)
     if not options.json:
@@ -107,6 +113,31 @@ def _diversity(
     several = dataclasses.replace(decode, captions=options.diversity, sample=True)
     samples = sampled_captions(members, result.dataset, several, limit=options.limit, progress=True)
     return diversity(samples)
+
+
+def _read_boxes(path: Path | None, members: Sequence[Checkpoint]) -> Boxes | None:
+    if path is None:
+        return None
+    from captioner.metrics.pointing import read_boxes
+
+    if any(member.encoder.resize == "crop" for member in members):
+        raise ConfigError(
+            "--boxes needs an encoder that sees the whole image; this one crops it: evaluate a "
+            "checkpoint made with `data_prep --resize squash`, or leave --boxes out"
+        )
+    return read_boxes(path)
+
+
+def _pointing(result: Evaluation, boxes: Boxes | None) -> Pointing | None:
+    if boxes is None:
+        return None
+    from captioner.metrics.pointing import pointing
+
+    weights = {
+        image_id: None if attention is None else attention.numpy()
+        for image_id, attention in result.attention.items()
+    }
+    return pointing(result.captions, weights, boxes)
 
 
 def _write_report(

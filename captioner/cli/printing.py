@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from captioner.metrics.pointing import Pointing
     from captioner.metrics.scores import Scores
     from captioner.metrics.significance import Interval
 
@@ -17,8 +19,9 @@ def print_scores(
     found: Mapping[str, Interval],
     as_json: bool,
     diversity: Mapping[str, float] | None = None,
+    points: Pointing | None = None,
 ) -> None:
-    """Print scores with their confidence intervals, and the diversity of samples if measured."""
+    """Print scores with their confidence intervals, and what else was measured."""
     from captioner.report.table import diversity_table, score_table
 
     diversity = diversity or {}
@@ -26,6 +29,8 @@ def print_scores(
         print(score_table(scores, found))
         if diversity:
             print(diversity_table(diversity))
+        if points:
+            print(*points.lines(), sep="\n")
         for note in scores.notes:
             print(note)
         return
@@ -38,6 +43,8 @@ def print_scores(
         document["notes"] = list(scores.notes)
     if diversity:
         document["diversity"] = dict(diversity)
+    if points:
+        document["pointing"] = dataclasses.asdict(points)
     print(json.dumps(document))
 
 

@@ -157,6 +157,28 @@ def test_an_evaluation_has_intervals_a_report_with_attention_diversity_and_the_s
         assert entry["caption"] in page
 
 
+@pytest.mark.slow
+def test_an_evaluation_measures_whether_attention_lies_in_the_boxes(checkpoint, tmp_path, capsys):
+    names = dict(enumerate(("person", "dog", "cat", "horse")))
+    instances = {
+        "images": [{"id": number, "width": 40, "height": 30} for number in range(6, 12)],
+        "categories": [{"id": number, "name": name} for number, name in names.items()],
+        "annotations": [
+            {"image_id": number, "category_id": category, "bbox": [0, 0, 40, 30]}
+            for number in range(6, 12)
+            for category in names
+        ],
+    }
+    boxes = tmp_path / "instances.json"
+    boxes.write_text(json.dumps(instances))
+    common = ["evaluate", checkpoint, "--data", make_data(tmp_path / "data"), "--metrics", "BLEU-1"]
+    found = json.loads(run(capsys, *common, "--boxes", boxes, "--json"))["pointing"]
+    assert found["words"] >= 1
+    assert (found["peak"], found["inside"], found["centre"], found["uniform"]) == (1, 1, 1, 1)
+    out = run(capsys, *common, "--boxes", boxes)
+    assert "attention's peak in the named object's box: 1.000 (the image's centre: 1.000)" in out
+
+
 def test_an_evaluation_that_cannot_be_scored_fails_before_the_work(checkpoint, tmp_path, capsys):
     data = make_data(tmp_path / "data")
     common = ["evaluate", str(checkpoint), "--data", str(data)]
@@ -164,7 +186,7 @@ def test_an_evaluation_that_cannot_be_scored_fails_before_the_work(checkpoint, t
         (["--metrics", "SPICE"], "SPICE needs a folder"),
         (["--diversity", "1"], "--diversity is 1"),
         (["--server", "val2014", "tiny"], "say in which folder"),
-        (["--out", "o", "--server", "val2017", "tiny"], "no set 'val2017'"),
+        (["--out", "o", "--server", "val2017", "tiny"], "server set 'val2017'"),
     ):
         assert main([*common, *options]) == 1
         (line,) = capsys.readouterr().err.strip().splitlines()
