@@ -92,5 +92,5 @@ def test_features_of_another_encoder_are_refused(tmp_path):
 
 
 def test_a_missing_split_is_an_error_that_names_the_existing_ones(tmp_path):
-    with pytest.raises(DataError, match="has no split 'test'; it has train, val"):
+    with pytest.raises(DataError, match="it has no split 'test'; choose from train, val"):
         evaluate(untrained(), make_data(tmp_path / "data"), "test", BEAM)

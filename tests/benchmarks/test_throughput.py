@@ -239,7 +239,8 @@ def test_every_training_item_runs_every_side_at_tiny_sizes(name):
         build()()
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+# up_down has no fused pass: its training is the definition.
+@pytest.mark.parametrize("decoder", [name for name in DECODERS if name != "up_down"])
 def test_a_hundred_steps_of_fast_training_have_the_losses_of_the_definition(tmp_path, decoder):
     config = make_config(make_data(tmp_path / "data"), tmp_path / "run", learning_rate=1e-3)
     model = replace(config.model, decoder=decoder, dropout=0.5)

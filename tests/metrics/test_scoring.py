@@ -110,7 +110,7 @@ def test_of_two_result_files_the_better_one_is_named_and_equal_ones_do_not_diffe
         (["good"], ["--metrics", "SPICE"], "SPICE needs a folder with stanford-corenlp"),
         (["good"], ["--metrics", "WER"], "invalid choice"),
         (["good"], ["--report", "/proc/r/r.html"], "cannot write"),
-        (["references"], [], "no COCO result file"),
+        (["references"], [], "it is not a COCO result file"),
     ],
 )
 def test_what_cannot_be_scored_is_one_line(files, results, options, said, capsys):
@@ -211,4 +211,4 @@ def test_captions_of_coco_images_become_a_file_for_the_server(tmp_path, capsys):
     assert written == [{"image_id": 7, "caption": caption}, {"image_id": 42, "caption": caption}]
     (images / "holiday.jpg").write_bytes(b"")
     assert main(arguments) == 1
-    assert "holiday.jpg has no COCO file name" in capsys.readouterr().err
+    assert "holiday.jpg: it is not a COCO file name" in capsys.readouterr().err

@@ -217,5 +217,5 @@ def test_the_weights_kept_are_a_mean_of_those_at_the_start_and_the_trained_ones(
 
 @pytest.mark.parametrize("setting", ["label_smoothing", "scheduled_sampling"])
 def test_settings_that_would_change_the_sampled_captions_are_refused(setting):
-    with pytest.raises(ConfigError, match="must be 0"):
+    with pytest.raises(ConfigError, match="set label_smoothing and scheduled_sampling to 0"):
         replace(SETTINGS, **{setting: 0.1})
