@@ -47,16 +47,17 @@ phase = $(BIN)/captioner train --config configs/$(1).yaml \
 	--images '[$(COCO)/images, $(FLICKR8K)/images]' \
 	$$(test -f runs/$(1)/state.pt && echo --resume)
 CNN := runs/coco_flickr8k_finetune/best
-BEST := runs/coco_flickr8k_self_critical/best
+BEST := runs/coco_flickr8k_self_critical_features/best
 
 coco_flickr8k: setup
 	$(call karpathy,$(COCO)) --image-size 288 --out data/coco_subset
 	$(call karpathy,$(FLICKR8K)) --image-size 288 --out data/flickr8k
 	$(call phase,coco_flickr8k)
 	$(call phase,coco_flickr8k_finetune)
+	$(call phase,coco_flickr8k_self_critical)
 	$(call karpathy,$(COCO)) --mirror --encoder-of $(CNN) --out data/coco_subset_finetuned
 	$(call karpathy,$(FLICKR8K)) --mirror --encoder-of $(CNN) --out data/flickr8k_finetuned
-	$(call phase,coco_flickr8k_self_critical)
+	$(call phase,coco_flickr8k_self_critical_features)
 	$(BIN)/captioner evaluate $(BEST) --data data/coco_subset_finetuned --split val
 	$(BIN)/captioner evaluate $(BEST) --data data/flickr8k_finetuned --split val
 
