@@ -142,6 +142,7 @@ def _examples(image: gr.Image) -> Any:
         samples,
         image,
         label=texts.EXAMPLES,
+        examples_per_page=12,
         elem_id="examples",
         cache_examples=False,
         api_visibility="private",

@@ -228,7 +228,7 @@ def test_an_epoch_is_the_same_wherever_one_begins(tmp_path):
     assert len(whole) == 3
     for one, other in zip(whole[1:], rest, strict=True):
         assert torch.equal(one.features, other.features)
-        assert torch.equal(one.inputs, other.inputs)
+        assert torch.equal(one.captions.inputs, other.captions.inputs)
     assert not torch.equal(
         whole[0].features, next(data.batches(2, max_words=9, mirror=True, seed=6)).features
     )
