@@ -61,8 +61,8 @@ whether the sentence is true, and is only to be compared between captions of one
 LIMITS_TITLE = "What it cannot do"
 LIMITS = """
 - It knows {words:,} words. What it has no word for, it calls something else.
-- It repeats what its training photographs showed: people, animals, sport, streets and food come easily;
-  drawings, screenshots, text and close-ups do not. Numbers and colours are often wrong.
+- It repeats what its training photographs showed: people, animals, sport, streets and food come
+  easily; drawings, screenshots, text and close-ups do not. Numbers and colours are often wrong.
 - It guesses who people are and what they do from looks, with the prejudices of its examples.
   Do not use it to decide anything about anybody.
 - It sees a small square copy of the picture, so small things disappear.
