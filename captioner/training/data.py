@@ -27,6 +27,7 @@ class TrainingData:
         self.fingerprints = fingerprints(config.folders)
         self._images: AugmentedImages | None = None
         self._validation_images: list[AugmentedImages] = []
+        self._validation_encoded = False
 
     def read_images(self, folders: Sequence[Path], encoder: Encoder) -> None:
         """Make the features from images, one folder for each data folder, not from the stores.
@@ -70,8 +71,12 @@ class TrainingData:
     def encode_validation(self, encoder: Encoder | None) -> None:
         """Compute the features of the validation images, if they are not the stored ones.
 
-        `encoder` replaces the one they are read with; None keeps that.
+        `encoder` replaces the one they are read with; None keeps that, which is frozen, so its
+        features are computed once.
         """
+        if encoder is None and self._validation_encoded:
+            return
+        self._validation_encoded = True
         for split, images in zip(self.validation, self._validation_images, strict=False):
             split.reader = images.encoded(encoder, progress=True)
 
